@@ -1,0 +1,53 @@
+"""neoconvert: GPT-Neo checkpoints between Hugging Face and TransformerLens, every file verified.
+
+    import converter
+
+    converter.hf_to_tl("EleutherAI/gpt-neo-125m", "neo-tl")
+    model = converter.load_hooked("neo-tl")
+
+Names are imported when they are first used, so that `import converter` is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint, open_checkpoint
+    from converter.convert import Conversion, hf_to_tl, tl_to_hf
+    from converter.inspection import Inspection
+    from converter.verification import Verification, verify
+    from converter.verification.loading import load_bridge, load_hooked
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Conversion": "convert",
+    "Inspection": "inspection",
+    "Verification": "verification",
+    "hf_to_tl": "convert",
+    "load_bridge": "verification.loading",
+    "load_hooked": "verification.loading",
+    "open_checkpoint": "checkpoint",
+    "tl_to_hf": "convert",
+    "verify": "verification",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Conversion",
+    "Inspection",
+    "Verification",
+    "hf_to_tl",
+    "load_bridge",
+    "load_hooked",
+    "open_checkpoint",
+    "tl_to_hf",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

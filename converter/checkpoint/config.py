@@ -1,0 +1,101 @@
+"""HF's GPTNeoConfig <-> TransformerLens's HookedTransformerConfig.
+
+`NeoConfig` is what both can say. One list of field pairs serves both directions; what a
+config says beyond it is carried along verbatim (`base`), and overridden only where the
+architecture itself has changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converter.errors import ConfigError
+
+Json = dict[str, Any]
+
+PAIRS: tuple[tuple[str, str, Any], ...] = (
+    # TransformerLens   HF                        transformers' default
+    ("n_layers", "num_layers", 24),
+    ("d_model", "hidden_size", 2048),
+    ("n_heads", "num_heads", 16),
+    ("n_ctx", "max_position_embeddings", 2048),
+    ("d_vocab", "vocab_size", 50257),
+    ("window_size", "window_size", 256),
+    ("act_fn", "activation_function", "gelu_new"),
+    ("eps", "layer_norm_epsilon", 1e-5),
+)
+_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class NeoConfig:
+    """The architecture of a GPT-Neo model, in TransformerLens's terms."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_mlp: int
+    n_ctx: int
+    d_vocab: int
+    window_size: int
+    attn_types: tuple[str, ...]
+    """"global" or "local" for each layer."""
+    act_fn: str
+    eps: float
+    folded: bool = False
+    """LNPre: the LayerNorm gains and biases are folded into the weights that follow."""
+    score_divisors: tuple[float, ...] = ()
+    """What each layer's attention scores are divided by; empty: 1, as in GPT-Neo."""
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The axis lengths that the layout table's patterns use."""
+        return {
+            "v": self.d_vocab, "c": self.n_ctx, "d": self.d_model,
+            "n": self.n_heads, "h": self.d_head, "f": self.d_mlp,
+        }  # fmt: skip
+
+
+def fail(
+    what: str, where: str, do: str = "Check the config against the checkpoint it came with."
+) -> ConfigError:
+    return ConfigError(what, where=where, do=do)
+
+
+def integer(config: Mapping[str, Any], name: str, default: Any, where: str) -> int:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX:
+        raise fail(f"{name} is {value!r}: expected an integer from 1 to {_MAX}.", where)
+    return value
+
+
+def checked(fields: dict[str, Any], where: str) -> NeoConfig:
+    """The rules that hold in either config."""
+    eps = fields["eps"]
+    if (
+        isinstance(eps, bool)
+        or not isinstance(eps, (int, float))
+        or not (math.isfinite(eps) and eps >= 0)
+    ):
+        raise fail(
+            f"The LayerNorm epsilon is {eps!r}: expected a finite number, zero or more.", where
+        )
+    if fields["d_model"] % fields["n_heads"]:
+        raise fail(
+            f"d_model {fields['d_model']} is not divisible by the {fields['n_heads']} heads.", where
+        )
+    types = fields["attn_types"]
+    if len(types) != fields["n_layers"] or set(types) - {"global", "local"}:
+        raise fail(
+            f"The attention types {list(types)[:8]} do not say global or local for each of"
+            f" {fields['n_layers']} layers.",
+            where,
+        )
+    return NeoConfig(**fields | {"eps": float(eps)})

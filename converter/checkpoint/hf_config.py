@@ -1,0 +1,124 @@
+"""HF's `config.json` <-> NeoConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer
+from converter.errors import ConfigError
+
+HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
+
+
+def from_hf(config: Mapping[str, Any], where: str = "config.json") -> NeoConfig:
+    """Read an HF `config.json`. Fields left out take transformers' defaults.
+
+    Raises:
+        ConfigError: not a GPT-Neo config, or its numbers do not fit together.
+    """
+    model_type = config.get("model_type")
+    if model_type != "gpt_neo":
+        raise fail(
+            f"This is a {model_type!r} model; neoconvert converts GPT-Neo (model_type 'gpt_neo').",
+            where,
+            "Name a GPT-Neo checkpoint, such as EleutherAI/gpt-neo-125m.",
+        )
+    config = {**{k: config[alias] for k, alias in HF_ALIASES.items() if alias in config}, **config}
+    fields: dict[str, Any] = {}
+    for ours, theirs, default in PAIRS:
+        if isinstance(default, int):
+            fields[ours] = integer(config, theirs, default, where)
+        else:
+            fields[ours] = config.get(theirs, default)
+    if not isinstance(fields["act_fn"], str):
+        raise fail(f"activation_function is {fields['act_fn']!r}: expected a name.", where)
+    inner = config.get("intermediate_size")
+    fields["d_mlp"] = (
+        4 * fields["d_model"]
+        if inner is None
+        else integer(config, "intermediate_size", None, where)
+    )
+    fields["attn_types"] = _attention_layers(config, fields["n_layers"], where)
+    return checked(fields, where)
+
+
+def _attention_layers(config: Mapping[str, Any], n_layers: int, where: str) -> tuple[str, ...]:
+    """`attention_types` expanded: [[["global", "local"], 6]] is twelve layers."""
+    types = config.get("attention_types", [[["global", "local"], 12]])
+    expanded: list[str] = []
+    try:
+        for pattern, times in types:
+            # Counted before it is built: a hostile repeat must not fill memory.
+            if isinstance(times, bool) or not 0 <= times * len(pattern) <= n_layers:
+                raise ValueError
+            expanded += [str(name) for name in pattern] * times
+    except (TypeError, ValueError):
+        raise fail(
+            f"attention_types {str(types)[:80]} does not describe {n_layers} layers.", where
+        ) from None
+    stated = config.get("attention_layers")
+    if stated is not None and stated != expanded:
+        raise fail("attention_layers and attention_types disagree.", where)
+    return tuple(expanded)
+
+
+def to_hf(config: NeoConfig, base: Json | None, *, tied: bool, dtype: str | None) -> Json:
+    """An HF `config.json` for this architecture.
+
+    `base` is the HF config the weights once came with; it is returned field for field as far
+    as it still says what `config` says. Without one, a plain config is built. `dtype` is the
+    storage dtype to state, or None to leave it as `base` has it.
+    """
+    result: Json = dict(base) if base is not None else _plain_hf(config, dtype)
+    try:
+        old = from_hf(result)
+    except ConfigError:
+        result = _plain_hf(config, dtype)
+        old = from_hf(result)
+    for ours, theirs, _ in PAIRS:
+        if getattr(old, ours) != getattr(config, ours):
+            result.pop(HF_ALIASES.get(theirs, ""), None)
+            result[theirs] = getattr(config, ours)
+    if (result.get("intermediate_size") or 4 * config.d_model) != config.d_mlp:
+        result["intermediate_size"] = config.d_mlp
+    if old.attn_types != config.attn_types:
+        result["attention_types"] = compress(config.attn_types)
+        result["attention_layers"] = list(config.attn_types)
+    if result.get("tie_word_embeddings", True) is not tied:
+        result["tie_word_embeddings"] = tied
+    if result.get("architectures") != ["GPTNeoForCausalLM"]:
+        result["architectures"] = ["GPTNeoForCausalLM"]
+    if dtype is not None:
+        stated = [name for name in ("dtype", "torch_dtype") if name in result] or ["dtype"]
+        result.update(dict.fromkeys(stated, dtype))
+    return result
+
+
+def _plain_hf(config: NeoConfig, dtype: str | None) -> Json:
+    # GPT-2's end-of-text, as transformers assumes; a smaller vocabulary has no such token.
+    end_of_text = 50256 if config.d_vocab > 50256 else None
+    return {
+        "model_type": "gpt_neo",
+        "architectures": ["GPTNeoForCausalLM"],
+        **{theirs: getattr(config, ours) for ours, theirs, _ in PAIRS},
+        "intermediate_size": None if config.d_mlp == 4 * config.d_model else config.d_mlp,
+        "attention_types": compress(config.attn_types),
+        "attention_layers": list(config.attn_types),
+        "attention_dropout": 0.0,
+        "embed_dropout": 0.0,
+        "resid_dropout": 0.0,
+        "initializer_range": 0.02,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "dtype": dtype or "float32",
+    }
+
+
+def compress(types: tuple[str, ...]) -> list[list[Any]]:
+    """The shortest `attention_types` for these layers: the inverse of its expansion."""
+    n = len(types)
+    period = next(p for p in range(1, n + 1) if n % p == 0 and types == types[:p] * (n // p))
+    return [[list(types[:period]), n // period]]

@@ -1,0 +1,134 @@
+"""What will be written, decided from headers alone, before a weight is read.
+
+The plan is the dry run, and the writer follows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.config import NeoConfig
+from converter.dtypes import CODES, nbytes
+from converter.errors import UsageError
+from converter.layout import Layout, Slot, Unit, expand
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the output."""
+
+    slot: Slot
+    name: str
+    code: str
+    """safetensors dtype code."""
+    shape: tuple[int, ...]
+    source: str | None
+    """The tensor it comes from, by its name in the source; None: invented (neutral)."""
+    shard: str
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.shape, self.code)
+
+
+@dataclass(frozen=True)
+class Plan:
+    layout: Layout
+    config: NeoConfig
+    """The output's architecture."""
+    tied: bool
+    """HF: the head is not written, it is the embedding."""
+    tensors: tuple[Planned, ...]
+    """In the order in which they are made."""
+    shards: tuple[str, ...]
+    dropped: dict[str, str]
+    """Source tensors that are not carried over, each with the reason."""
+    steps: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors)
+
+    @property
+    def n_params(self) -> int:
+        return sum(math.prod(t.shape) for t in self.tensors)
+
+    @property
+    def invented(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.tensors if t.source is None)
+
+    def units(self) -> Iterator[tuple[Unit, int | None, list[Planned]]]:
+        """The tensors unit by unit: embed, each block, final."""
+        for (unit, layer), group in groupby(self.tensors, lambda t: (t.slot.unit, t.slot.layer)):
+            yield unit, layer, list(group)
+
+    def in_shard(self, shard: str) -> list[Planned]:
+        """A shard's tensors in file order: wide dtypes first, so that each stays aligned."""
+        mine = [t for t in self.tensors if t.shard == shard]
+        return sorted(mine, key=lambda t: -CODES[t.code].itemsize)
+
+
+def make_plan(
+    source: Checkpoint, layout: Layout, *, dtype: str | None = None, max_shard_size: str = "5GB"
+) -> Plan:
+    """Plan the conversion of `source` to `layout`.
+
+    Args:
+        dtype: safetensors code to store in; None keeps each tensor's own.
+        max_shard_size: as the hub's tools write it, such as "5GB" or "500MB".
+
+    Raises:
+        UsageError: max_shard_size is no size.
+    """
+    config = NeoConfig(**{**source.config.__dict__, "score_divisors": ()})
+    slots = expand(layout, config.sizes, config.n_layers)
+    tied = layout == "hf" and source.tied
+    wanted = {
+        key: slot
+        for key, slot in slots.items()
+        if slot.name is not None
+        and slot.in_file(layout, folded=config.folded)
+        and not (tied and key == HEAD)
+    }
+    origins = {key: _origin(source, key) for key in slots}
+    codes = {key: dtype or source.code(key) for key in wanted}
+    limit = int(max_shard_size) if max_shard_size.isdecimal() else max_shard_size
+    try:
+        split = split_state_dict_into_shards_factory(
+            {key: nbytes(slot.shape, codes[key]) for key, slot in wanted.items()},
+            get_storage_size=lambda size: size,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=limit,
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"--max-shard-size {max_shard_size!r} is not a size.",
+            where="--max-shard-size",
+            do="Write it as 5GB, 500MB or 100000.",
+        ) from error
+    shard_of = {key: file for file, keys in split.filename_to_tensors.items() for key in keys}
+    tensors = tuple(
+        Planned(slot, str(slot.name), codes[key], slot.shape, origins[key], shard_of[key])
+        for key, slot in wanted.items()
+    )
+    dropped = dict.fromkeys(source.dropped, "a buffer, not a weight")
+    for key in slots:
+        if key not in wanted and key in source.stored:
+            reason = "the embedding again" if key == HEAD else f"zero; {layout} has no such bias"
+            dropped[source.stored[key].name] = reason
+    shards = tuple(sorted(split.filename_to_tensors))
+    steps = ("absorb_attn_scale",) if source.config.score_divisors else ()
+    return Plan(layout, config, tied, tensors, shards, dropped, steps)
+
+
+def _origin(source: Checkpoint, key: str) -> str | None:
+    if key == HEAD and HEAD not in source.stored:
+        key = EMBEDDING
+    stored = source.stored.get(key)
+    return stored.name if stored else None

@@ -1,0 +1,82 @@
+"""`neoconvert.json`: where an artifact comes from and what was done to it."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.checkpoint import Checkpoint
+from converter.checkpoint.plan import Plan
+from converter.checkpoint.source import PROVENANCE
+from converter.dtypes import NAMES
+
+SCHEMA_VERSION = 1
+LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "transformer-lens", "onnxruntime")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that matter, from package metadata (no imports)."""
+    found = {}
+    for name in ("neoconvert", *LIBRARIES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write(
+    directory: Path,
+    source: Checkpoint,
+    plan: Plan,
+    *,
+    source_sha256: dict[str, str],
+    output_sha256: dict[str, str],
+    verification: dict[str, Any] | None,
+) -> None:
+    """Write the provenance of an artifact beside it. Same input, same bytes: no date."""
+    kept = {
+        "config": source.original_hf_config,
+        "generation_config": source.original_generation_config,
+        "cfg": source.original_tl_config,
+    }
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": versions(),
+        "source": {
+            "given": source.source.given,
+            "revision": source.source.revision,
+            "layout": source.layout,
+            "tensors": {
+                stored.name: {
+                    "dtype": NAMES[stored.code],
+                    "shape": list(stored.shape),
+                    "sha256": source_sha256[stored.name],
+                }
+                for stored in source.stored.values()
+                if stored.name in source_sha256
+            },
+        },
+        "output": {
+            "layout": plan.layout,
+            "tensors": {
+                t.name: {
+                    "dtype": NAMES[t.code],
+                    "shape": list(t.shape),
+                    "sha256": output_sha256[t.name],
+                    "from": t.source,
+                }
+                for t in plan.tensors
+            },
+        },
+        "steps": list(plan.steps),
+        "dropped": plan.dropped,
+        "invented": list(plan.invented),
+        "tied": plan.tied if plan.layout == "hf" else source.tied,
+        "kept": {name: value for name, value in kept.items() if value is not None},
+        "verification": verification,
+    }
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    (directory / PROVENANCE).write_text(text + "\n", encoding="utf-8")

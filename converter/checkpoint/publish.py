@@ -1,0 +1,125 @@
+"""All-or-nothing publishing: a sibling directory is filled, checked, synced and renamed once."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from converter.checkpoint.source import PROVENANCE, WEIGHTS
+from converter.errors import OutputExists, SamePlace
+
+_OURS = (PROVENANCE, "config.json", "cfg.json", WEIGHTS, f"{WEIGHTS}.index.json")
+
+
+def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Refuse an OUTPUT that would harm what is there. Nothing is read or written.
+
+    Raises:
+        SamePlace: OUTPUT is SOURCE, or a directory that holds it.
+        OutputExists: it is there and may not be replaced.
+    """
+    target, origin = Path(os.path.realpath(output)), Path(os.path.realpath(source))
+    if target in (origin, *origin.parents):
+        raise SamePlace(
+            "OUTPUT is the same place as SOURCE, or holds it.",
+            where=f"{output} and {source}",
+            do="Name another OUTPUT directory.",
+        )
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not target.is_dir():
+        raise OutputExists(
+            "OUTPUT exists and is not a directory.",
+            where=str(output),
+            do="Name another OUTPUT directory.",
+        )
+    entries = [entry.name for entry in target.iterdir()]
+    if not entries:
+        return
+    if not overwrite:
+        raise OutputExists(
+            "OUTPUT exists already.",
+            where=str(output),
+            do="Name another directory, or add --overwrite to replace it whole.",
+        )
+    if not set(entries) & set(_OURS):
+        raise OutputExists(
+            "OUTPUT is a directory that holds no checkpoint, so --overwrite does not replace it.",
+            where=f"{output}: {', '.join(sorted(entries)[:4])}",
+            do="Name another directory, or remove this one yourself.",
+        )
+
+
+@contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """A directory beside OUTPUT that becomes OUTPUT when the block ends without an exception.
+
+    On any exception it is removed and OUTPUT is as it was.
+    """
+    target = Path(os.path.realpath(output))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield stage
+        mask = os.umask(0)
+        os.umask(mask)
+        stage.chmod(0o777 & ~mask)  # mkdtemp's directories are private
+        _sync(stage)
+        _replace(stage, target)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def _sync(stage: Path) -> None:
+    for path in [*stage.iterdir(), stage]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _replace(stage: Path, target: Path) -> None:
+    """Give the finished directory its name; an old one goes in the same instant."""
+    if not target.exists():
+        os.rename(stage, target)
+    elif _exchange(stage, target):
+        shutil.rmtree(stage)
+    else:  # no atomic exchange here: the old directory is out of the way for one instant
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+        os.rename(target, old / target.name)
+        try:
+            os.rename(stage, target)
+        except OSError:
+            os.rename(old / target.name, target)
+            raise
+        shutil.rmtree(old)
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Linux's renameat2(RENAME_EXCHANGE): both names change hands at once. False if unsupported."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(b))

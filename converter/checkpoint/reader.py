@@ -1,0 +1,231 @@
+"""Reading tensors from weight files, one at a time, without mapping the whole file.
+
+The safetensors library validates every file (its header, offsets and sizes). The bytes are
+then read with plain reads: memory that is mapped counts as resident, and the point is to
+stay within one unit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from converter.dtypes import CODES, NAMES, code_named, nbytes
+from converter.errors import CannotDoHere, CorruptFile, PickleRefused, TensorMismatch
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a file's header describes it."""
+
+    name: str
+    code: str
+    """safetensors dtype code."""
+    shape: tuple[int, ...]
+    file: Path
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.shape, self.code)
+
+
+class Reader(ABC):
+    """The tensors of one weight file."""
+
+    tensors: dict[str, Stored]
+    other: dict[str, str]
+    """Tensors whose dtype is no float: name -> dtype. Only known buffers may be."""
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor, in its stored dtype and shape. KeyError if there is none."""
+
+
+class SafetensorsReader(Reader):
+    """A `.safetensors` file.
+
+    Raises:
+        CorruptFile: the safetensors library refuses the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = {}
+        self.other = {}
+        self._offsets: dict[str, int] = {}
+        try:
+            with safe_open(path, framework="numpy") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                offset = 8 + int.from_bytes(_head(path, 8), "little")
+                # The library has checked that tensors follow one another without a gap.
+                for name in file.offset_keys():
+                    piece = file.get_slice(name)
+                    code, shape = str(piece.get_dtype()), tuple(piece.get_shape())
+                    self._offsets[name] = offset
+                    if code in CODES:
+                        self.tensors[name] = Stored(name, code, shape, path)
+                        offset += self.tensors[name].nbytes
+                    else:
+                        self.other[name] = code
+                        offset += _bytes_of(code, shape, path, name)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CorruptFile(
+                f"The file is not a sound safetensors file: {error}.",
+                where=str(path),
+                do="Download or save it again; compare its size and checksum with the original's.",
+            ) from error
+
+    def read(self, name: str) -> np.ndarray:
+        stored = self.tensors[name]
+        dtype = CODES[stored.code]
+        count = stored.nbytes // dtype.itemsize
+        with open(self.path, "rb", buffering=0) as file:
+            flat = np.fromfile(file, dtype=dtype, count=count, offset=self._offsets[name])
+        if flat.size != count:
+            raise CorruptFile(
+                f"The file ended inside tensor {name}.",
+                where=str(self.path),
+                do="The file changed while it was being read; run again when nothing writes to it.",
+            )
+        return flat.reshape(stored.shape)
+
+
+def _head(path: Path, n: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(n)
+
+
+def _bytes_of(code: str, shape: tuple[int, ...], path: Path, name: str) -> int:
+    bits = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64,
+            "I64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64}.get(code)  # fmt: skip
+    if bits is None:
+        raise TensorMismatch(
+            f"Tensor {name} has dtype {code}; weights are float64, float32, float16 or bfloat16.",
+            where=str(path),
+            do="Save the checkpoint in one of these dtypes.",
+        )
+    return math.prod(shape) * bits // 8
+
+
+class PickleReader(Reader):
+    """A state dict that torch saved, always loaded with `weights_only=True`.
+
+    `extra` is what was saved beside the state dict: the cfg dict of a (cfg, state dict) pair.
+
+    Raises:
+        PickleRefused: the file holds more than tensors and plain values.
+        CorruptFile: not a torch file, or a hostile archive.
+        CannotDoHere: this torch has known holes in weights_only loading.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+        if version < (2, 10):
+            # CVE-2025-32434 (fixed in 2.6) and CVE-2026-24747 (fixed in 2.10) run code all the same.
+            raise CannotDoHere(
+                f"torch {torch.__version__} cannot read pickle files safely (CVE-2026-24747).",
+                where=str(path),
+                do="Install torch 2.10 or later, or save the checkpoint as safetensors.",
+            )
+        _refuse_bombs(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except Exception as error:  # torch raises many kinds; each is this file's fault
+            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+            kind = PickleRefused if "weights_only" in str(error).lower() else CorruptFile
+            raise kind(
+                f"torch.load(weights_only=True) refuses the file: {first_line}",
+                where=str(path),
+                do="Save a plain state dict: torch.save(model.state_dict(), ...), with cfg.to_dict() beside it.",
+            ) from error
+        self.extra, state_dict = _split_pair(content, path)
+        self.tensors, self.other = {}, {}
+        self._state: dict[str, Any] = {}
+        names = {getattr(torch, name): code_named(name) for name in NAMES.values()}
+        for name, tensor in state_dict.items():
+            if tensor.dtype in names:
+                self.tensors[name] = Stored(name, names[tensor.dtype], tuple(tensor.shape), path)
+                self._state[name] = tensor
+            else:
+                self.other[name] = str(tensor.dtype)
+
+    def read(self, name: str) -> np.ndarray:
+        import torch
+
+        tensor = self._state[name].detach().contiguous()
+        dtype = CODES[self.tensors[name].code]
+        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        return cast(np.ndarray, tensor.view(integers).numpy().view(dtype))
+
+
+def _is_zip(path: Path) -> bool:
+    return zipfile.is_zipfile(path)
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch stores entries uncompressed; anything else expands to who knows what."""
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile:
+        entries = []
+    total = sum(entry.file_size for entry in entries)
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or total > path.stat().st_size:
+        raise CorruptFile(
+            "The archive's entries are compressed or overlap, which torch.save never does.",
+            where=str(path),
+            do="Do not open this file; get the checkpoint from a source you trust.",
+        )
+
+
+def _split_pair(content: Any, path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """A state dict, or a pair (or dict) of a cfg dict and a state dict, in any order."""
+    import torch
+
+    def is_state(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and bool(value)
+            and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+        )
+
+    if is_state(content):
+        return None, content
+    parts = list(content.values()) if isinstance(content, dict) else content
+    if isinstance(parts, (list, tuple)) and len(parts) == 2:
+        states = [part for part in parts if is_state(part)]
+        others = [part for part in parts if isinstance(part, dict) and not is_state(part)]
+        if len(states) == 1 and len(others) == 1:
+            return _plain(others[0]), states[0]
+    raise CorruptFile(
+        "The file holds neither a state dict nor a pair of a cfg dict and a state dict.",
+        where=str(path),
+        do="Save torch.save((model.cfg.to_dict(), model.state_dict()), path).",
+    )
+
+
+def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
+    """A cfg dict as JSON would hold it: `torch.float32` becomes "float32"."""
+    import torch
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        try:
+            return json.loads(json.dumps(value))
+        except (TypeError, ValueError):
+            return str(value)
+
+    return {str(key): plain(value) for key, value in cfg.items()}

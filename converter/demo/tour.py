@@ -1,0 +1,77 @@
+"""`neoconvert demo`: HF -> TL -> HF in both TL layouts, every byte compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.convert import hf_to_tl, tl_to_hf
+from converter.demo import MODEL
+from converter.display import Display
+from converter.dtypes import same_bits
+from converter.layout import Layout
+
+LOAD = """
+[bold]Load the results[/]
+
+  [dim]# TransformerLens 2 or 3[/]
+  from converter import load_hooked
+  model = load_hooked("{hooked}")
+
+  [dim]# TransformerLens 3 or 4[/]
+  from converter import load_bridge
+  bridge = load_bridge("{bridge}")
+
+  [dim]# transformers, and TransformerBridge.boot_transformers(...), open the HF directory[/]
+  from transformers import AutoModelForCausalLM
+  model = AutoModelForCausalLM.from_pretrained("{hf}")
+"""
+
+
+def run(output: Path, display: Display) -> tuple[dict[str, Any], int]:
+    """Convert the shipped model there and back under `output`; exit code 1 if a byte differs."""
+    original = open_checkpoint(MODEL)
+    display.say(f"The shipped model: {original.config.n_layers} layers, trained, {MODEL.name}/\n")
+    trips: dict[str, Any] = {}
+    layouts: tuple[Layout, ...] = ("hooked", "bridge")
+    for layout in layouts:
+        there, back = output / layout, output / f"hf-from-{layout}"
+        steps = []
+        with display.progress() as progress:
+            steps.append(
+                hf_to_tl(original, there, layout=layout, overwrite=True, progress=progress)
+            )
+        display.conversion(steps[-1])
+        with display.progress() as progress:
+            steps.append(tl_to_hf(open_checkpoint(there), back, overwrite=True, progress=progress))
+        display.conversion(steps[-1])
+        differing = differences(original, open_checkpoint(back))
+        n = len(original.stored)
+        if differing:
+            display.say(f"[red]✗ HF → {layout} → HF: {len(differing)} of {n} tensors differ[/]\n")
+        else:
+            display.say(
+                f"[green]✓[/] [bold]HF → {layout} → HF: all {n} tensors returned, bit for bit,"
+                " under the same names[/]\n"
+            )
+        trips[layout] = {
+            "conversions": [step.to_json() for step in steps],
+            "tensors": n,
+            "differing": differing,
+        }
+    display.say(
+        LOAD.format(
+            hooked=output / "hooked", bridge=output / "bridge", hf=output / "hf-from-hooked"
+        )
+    )
+    failed = any(trip["differing"] for trip in trips.values())
+    return {"output": str(output), "round_trips": trips}, int(failed)
+
+
+def differences(a: Checkpoint, b: Checkpoint) -> list[str]:
+    """Names of the tensors that the two do not both hold with the same bytes."""
+    names = {t.name for t in a.stored.values()} ^ {t.name for t in b.stored.values()}
+    both = set(a.stored) & set(b.stored)
+    names |= {a.stored[k].name for k in both if not same_bits(a.tensor(k), b.tensor(k))}
+    return sorted(names)

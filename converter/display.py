@@ -1,0 +1,215 @@
+"""What a person sees on the terminal. Data in, tables out; nothing is computed here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+
+from converter.dtypes import NAMES
+from converter.progress import Progress
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+    from converter.convert import Conversion
+    from converter.inspection import Inspection
+    from converter.verification import Verification
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people: 3.7 MB."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+class Display:
+    """Tables on stdout (on stderr where stdout is for JSON), progress bars on a terminal only."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        out = sys.stderr if as_json else sys.stdout
+        # A pipe has no width; names must not be cut to rich's guess of 80.
+        width = None if out.isatty() else 160
+        self.console = Console(stderr=as_json, quiet=quiet, highlight=False, width=width)
+        self._stderr = Console(stderr=True, quiet=quiet)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        bar = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.DownloadColumn(),
+            bars.TimeRemainingColumn(),
+            console=self._stderr,
+            transient=True,
+            disable=not self._stderr.is_terminal or self._stderr.quiet,
+        )
+        with bar:
+            task = bar.add_task("reading headers", total=None)
+
+            def report(what: str, done: int = 0, total: int = 0) -> None:
+                description = what[:40].ljust(40)
+                bar.update(task, description=description, completed=done, total=total or None)
+
+            yield report
+
+    def say(self, text: str = "") -> None:
+        self.console.print(text)
+
+    def conversion(self, done: Conversion) -> None:
+        plan, source = done.plan, done.source
+        if not done.published:
+            self._plan(done)
+            return
+        self.say(
+            f"[bold]{source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors,"
+            f" {size(plan.nbytes)} in {len(plan.shards)} file(s) → [bold]{done.output}[/]"
+        )
+        for line in self._remarks(done):
+            self.say(f"  {line}")
+        if done.verification is None:
+            self.say("  [yellow]not verified[/] (--no-verify)")
+        else:
+            self.verification(done.verification)
+
+    def _remarks(self, done: Conversion) -> Iterator[str]:
+        plan, source = done.plan, done.source
+        reasons = dict.fromkeys(plan.dropped.values())
+        for reason in reasons:
+            names = tuple(name for name, why in plan.dropped.items() if why == reason)
+            yield f"left out {_few(names)} ({reason})"
+        if plan.invented:
+            yield f"added {_few(plan.invented)} (zeros that {source.layout} does not store)"
+        if plan.layout == "hf":
+            yield (
+                "head tied to the embedding"
+                if plan.tied
+                else "head stored: it is not the embedding"
+            )
+        if "absorb_attn_scale" in plan.steps:
+            yield "attention scale absorbed into W_Q and b_Q"
+
+    def _plan(self, done: Conversion) -> None:
+        plan = done.plan
+        table = Table("tensor", "from", "dtype", "shape", "bytes", "file", box=None, pad_edge=False)
+        for t in plan.tensors:
+            shape = "×".join(map(str, t.shape))
+            table.add_row(t.name, t.source or "zeros", t.code, shape, f"{t.nbytes:,}", t.shard)
+        self.console.print(table)
+        for line in self._remarks(done):
+            self.say(line)
+        self.say(
+            f"[bold]{done.source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors, {plan.n_params:,}"
+            f" parameters, {size(plan.nbytes)} in {len(plan.shards)} file(s). Dry run: nothing was written."
+        )
+
+    def verification(self, result: Verification) -> None:
+        weights = result.weights
+        if weights is not None:
+            mark = "[green]✓[/]" if not weights.mismatched else "[red]✗[/]"
+            self.say(
+                f"  {mark} weights: {weights.compared - len(weights.mismatched)} of {weights.compared}"
+                " tensors as they must be, bit for bit"
+            )
+            for name in weights.mismatched[:8]:
+                self.say(f"      [red]differs[/] {name}")
+        if result.probes:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+            table.add_column("    probe")
+            for column in ("max |Δ log p|", "noise floor", "ratio", "top-1", ""):
+                table.add_column(column, justify="right")
+            for p in result.probes:
+                table.add_row(
+                    f"    {p.name}",
+                    f"{p.max_abs_logprob_diff:.2e}",
+                    f"{p.noise_floor:.2e}",
+                    f"{p.ratio:.2f}",
+                    f"{p.top1_agreement:.0%}",
+                    "[green]✓[/]" if p.passed else "[red]✗[/]",
+                )
+            mark = "[green]✓[/]" if all(p.passed for p in result.probes) else "[red]✗[/]"
+            ran = " against ".join(
+                f"{r.what} ({r.name} {r.version}, {r.device})" for r in reversed(result.runtimes)
+            )
+            self.say(f"  {mark} function: log-probabilities of {ran}")
+            self.console.print(table)
+        for problem in result.problems:
+            self.say(f"  [red]{problem}[/]")
+        if (part := result.first_divergence) is not None:
+            self.say(f"  they part at {part.unit}" + (f": {part.tensor}" if part.tensor else ""))
+        verdict = "[bold green]verified[/]" if result.passed else "[bold red]NOT VERIFIED[/]"
+        self.say(f"  {verdict}")
+
+    def inspection(self, result: Inspection) -> None:
+        facts = result.to_json()
+        config, checkpoint = facts["config"], result.checkpoint
+        self.say(f"[bold]{facts['path']}[/]")
+        local = config["attn_types"].count("local")
+        rows = [
+            ("layout", facts["layout"]),
+            ("steps", ", ".join(facts["steps"]) or "none (raw weights)"),
+            ("model", f"{config['n_layers']} layers, d_model {config['d_model']}, {config['n_heads']} heads"
+                      f" of {config['d_head']}, d_mlp {config['d_mlp']}, {config['act_fn']}"),
+            ("context", f"{config['n_ctx']}; {local} of {config['n_layers']} layers local, window {config['window_size']}"),
+            ("vocabulary", f"{config['d_vocab']}; head {facts['head']}"),
+            ("stored", f"{len(facts['tensors'])} tensors, {facts['n_params']:,} parameters, {size(facts['bytes'])},"
+                       f" {', '.join(f'{d} ×{n}' for d, n in facts['dtypes'].items())}"),
+            ("buffers", _few(checkpoint.dropped) if checkpoint.dropped else "none"),
+            ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
+            ("provenance", _origin(facts["provenance"])),
+        ]  # fmt: skip
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, value in rows:
+            table.add_row(f"  {name}", str(value))
+        self.console.print(table)
+        names = Table("  tensor", "dtype", "shape", box=None, pad_edge=False)
+        for name, dtype, shape in _by_block(checkpoint):
+            names.add_row(f"  {name}", dtype, shape)
+        self.console.print(names)
+
+
+def _few(names: tuple[str, ...], most: int = 2) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _by_block(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str]]:
+    """Name, dtype and shape of every stored tensor; what all blocks have alike is one line."""
+    lines: dict[tuple[str, str, str], list[int]] = {}
+    for key, slot in checkpoint.slots.items():
+        if stored := checkpoint.stored.get(key):
+            name = stored.name
+            if slot.layer is not None:
+                name = name.replace(f".{slot.layer}.", ".{}.", 1)
+            line = (name, NAMES[stored.code], " × ".join(map(str, stored.shape)))
+            lines.setdefault(line, []).append(slot.layer or 0)
+    for (name, dtype, shape), layers in lines.items():
+        runs = _runs(layers)
+        yield name.replace("{}", runs if runs.isdigit() else f"{{{runs}}}"), dtype, shape
+
+
+def _runs(layers: list[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def _origin(provenance: dict[str, object] | None) -> str:
+    source = (provenance or {}).get("source")
+    if not isinstance(source, dict):
+        return "none recorded"
+    revision = f" at {source['revision']}" if source.get("revision") else ""
+    return f"{source.get('layout')} {source.get('given')}{revision}"

@@ -1,0 +1,83 @@
+"""Storage dtypes: safetensors codes, numpy dtypes and names, and the one cast between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+
+CODES: dict[str, np.dtype[np.generic]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""safetensors dtype codes that a weight may have."""
+NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CHUNK_BYTES = 64 * 2**20
+
+
+def code_of(array: np.ndarray) -> str:
+    return next(code for code, dtype in CODES.items() if dtype == array.dtype)
+
+
+def code_named(name: str) -> str:
+    """`"float16"` -> `"F16"`. KeyError for other names."""
+    return {v: k for k, v in NAMES.items()}[name]
+
+
+def nbytes(shape: tuple[int, ...], code: str) -> int:
+    """Bytes that a tensor takes in storage."""
+    return math.prod(shape) * CODES[code].itemsize
+
+
+def cast(array: np.ndarray, code: str) -> np.ndarray:
+    """The array in another dtype, each element rounded once, to nearest, ties to even."""
+    target = CODES[code]
+    if array.dtype == target:
+        return array
+    with np.errstate(over="ignore"):
+        if code == "BF16" and array.dtype == np.float64:
+            array = _float32_rounded_to_odd(array)
+        return array.astype(target)
+
+
+def _float32_rounded_to_odd(array: np.ndarray) -> np.ndarray:
+    """float64 -> float32, inexact results given an odd last bit.
+
+    ml_dtypes rounds float64 to bfloat16 by way of float32: twice. Rounding to odd first
+    makes the second rounding see on which side of a tie the value was
+    (Boldo & Melquiond, "When double rounding is odd", 2005).
+    """
+    nearest = array.astype(np.float32)
+    inexact = (nearest.astype(np.float64) != array) & np.isfinite(nearest)
+    even = (nearest.view(np.uint32) & 1) == 0
+    toward = np.where(array > nearest, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(inexact & even, np.nextafter(nearest, toward), nearest)
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The array's bit patterns as unsigned integers: NaN payloads and signed zeros compare."""
+    return array.view(np.dtype(f"u{array.dtype.itemsize}"))
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Bitwise equality of two arrays, whatever their strides; a chunk at a time."""
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and all(np.array_equal(bits(x), bits(y)) for x, y in zip(chunks(a), chunks(b), strict=True))
+    )
+
+
+def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Slices along the first axis, contiguous, in order, of at most 64 MiB (one row at least)."""
+    if array.ndim == 0:
+        yield np.ascontiguousarray(array)
+        return
+    row = max(1, array.nbytes // max(1, array.shape[0]))
+    step = max(1, _CHUNK_BYTES // row)
+    for start in range(0, array.shape[0], step):
+        yield np.ascontiguousarray(array[start : start + step])

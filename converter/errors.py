@@ -1,0 +1,95 @@
+"""Every way a request can fail, with the exit code it gives.
+
+An error says three things: what is wrong, where (file, tensor, expected and found), what to do.
+It is raised where the fault is known and printed in one place, `converter.cli`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class NeoconvertError(Exception):
+    """Base of all errors a user can cause; `exit_code` is the process's exit status."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(
+        self, what: str, *, where: str, do: str, details: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(what)
+        self.what, self.where, self.do = what, where, do
+        self.details = details or {}
+        """More for `--json`: the failed verification, say."""
+
+    def lines(self) -> tuple[str, str, str]:
+        return self.what, self.where, self.do
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class VerificationFailed(NeoconvertError):
+    """The artifact does not reproduce the original; nothing was published."""
+
+    exit_code = 1
+
+
+class UsageError(NeoconvertError):
+    """The request cannot be carried out as typed."""
+
+    exit_code = 2
+
+
+class OutputExists(UsageError):
+    """OUTPUT is there already, or is not something neoconvert may replace."""
+
+
+class SamePlace(UsageError):
+    """SOURCE and OUTPUT are, or contain, one another."""
+
+
+class BadInput(NeoconvertError):
+    """The input is unreadable, hostile, inconsistent or not what it claims to be."""
+
+
+class SourceNotFound(BadInput):
+    """No checkpoint at the place named."""
+
+
+class CorruptFile(BadInput):
+    """A file is truncated or breaks its own format."""
+
+
+class MissingShard(BadInput):
+    """The index names a file that is not there."""
+
+
+class PickleRefused(BadInput):
+    """A pickle file without --allow-pickle, or one that is not plain tensors."""
+
+
+class ConfigError(BadInput):
+    """A config that is malformed, inconsistent, or does not fit the weights."""
+
+
+class UnknownTensor(BadInput):
+    """The checkpoint holds a tensor that the layout has no place for."""
+
+
+class MissingTensor(BadInput):
+    """The layout needs a tensor that the checkpoint does not hold."""
+
+
+class TensorMismatch(BadInput):
+    """A tensor whose shape or dtype is not what the config says."""
+
+
+class NotRepresentable(BadInput):
+    """The target layout or dtype has no way to express what the source holds."""
+
+
+class CannotDoHere(NeoconvertError):
+    """This machine lacks what was asked for explicitly (a device, a runtime)."""
+
+    exit_code = 4

@@ -1,0 +1,83 @@
+"""What a checkpoint is, from its headers and configs; no weight is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from converter.dtypes import NAMES
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The facts `neoconvert inspect` shows."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def n_params(self) -> int:
+        """Elements stored; a tied head that is not stored is not counted."""
+        return sum(math.prod(t.shape) for t in self.checkpoint.stored.values())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.checkpoint.stored.values())
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """dtype name -> number of tensors."""
+        counts: dict[str, int] = {}
+        for tensor in self.checkpoint.stored.values():
+            counts[NAMES[tensor.code]] = counts.get(NAMES[tensor.code], 0) + 1
+        return counts
+
+    @property
+    def steps(self) -> list[str]:
+        """Processing steps, as provenance says or as the state of the files shows."""
+        recorded = (self.checkpoint.source.provenance or {}).get("steps")
+        if isinstance(recorded, list):
+            return [str(step) for step in recorded]
+        return ["fold_ln"] if self.checkpoint.config.folded else []
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that DESIGN's JSON contract names, and more."""
+        config = self.checkpoint.config
+        return {
+            "path": str(self.checkpoint.source.path),
+            "layout": self.checkpoint.layout,
+            "steps": self.steps,
+            "config": {
+                "n_layers": config.n_layers,
+                "d_model": config.d_model,
+                "n_heads": config.n_heads,
+                "d_head": config.d_head,
+                "d_mlp": config.d_mlp,
+                "n_ctx": config.n_ctx,
+                "d_vocab": config.d_vocab,
+                "window_size": config.window_size,
+                "attn_types": list(config.attn_types),
+                "act_fn": config.act_fn,
+                "eps": config.eps,
+                "normalization_type": "LNPre" if config.folded else "LN",
+                "attn_scale": list(config.score_divisors) or None,
+            },
+            "n_params": self.n_params,
+            "bytes": self.nbytes,
+            "dtypes": self.dtypes,
+            "head": "tied" if self.checkpoint.headless else "stored",
+            "buffers": list(self.checkpoint.dropped),
+            "tensors": [
+                {
+                    "name": t.name,
+                    "dtype": NAMES[t.code],
+                    "shape": list(t.shape),
+                    "bytes": t.nbytes,
+                    "file": t.file.name,
+                }
+                for t in self.checkpoint.stored.values()
+            ],
+            "tokenizer_files": [path.name for path in self.checkpoint.source.tokenizer_files()],
+            "provenance": self.checkpoint.source.provenance,
+        }

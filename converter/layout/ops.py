@@ -1,0 +1,66 @@
+"""What a row of the layout table does to a tensor. Every op carries its inverse."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from einops import rearrange
+
+Sizes = Mapping[str, int]
+"""Length of each named axis: v vocabulary, c context, d model, n heads, h head, f MLP."""
+
+
+def axes(pattern: str) -> list[list[str]]:
+    """`"(n h) d"` -> `[["n", "h"], ["d"]]`: the einops pattern, one list per dimension."""
+    dimensions: list[list[str]] = []
+    group: list[str] | None = None
+    for token in pattern.replace("(", " ( ").replace(")", " ) ").split():
+        if token == "(":
+            group = []
+            dimensions.append(group)
+        elif token == ")":
+            group = None
+        elif group is None:
+            dimensions.append([token])
+        else:
+            group.append(token)
+    return dimensions
+
+
+def shape(pattern: str, sizes: Sizes) -> tuple[int, ...]:
+    """The shape that an einops pattern has with these axis sizes."""
+    return tuple(math.prod(sizes[a] for a in dim) for dim in axes(pattern))
+
+
+class Op(ABC):
+    """A change of layout. `op.inverse.apply(op.apply(x))` is x, bit for bit."""
+
+    @abstractmethod
+    def apply(self, tensor: np.ndarray, sizes: Sizes) -> np.ndarray: ...
+
+    @property
+    @abstractmethod
+    def inverse(self) -> Op: ...
+
+
+@dataclass(frozen=True)
+class Rearrange(Op):
+    """An einops pattern; read backwards, it is its inverse. Moves bits, never computes."""
+
+    before: str
+    after: str
+
+    def apply(self, tensor: np.ndarray, sizes: Sizes) -> np.ndarray:
+        if self.before == self.after:
+            return tensor
+        used = {a: sizes[a] for dim in axes(self.before) for a in dim}
+        result: np.ndarray = rearrange(tensor, f"{self.before} -> {self.after}", **used)
+        return result
+
+    @property
+    def inverse(self) -> Rearrange:
+        return Rearrange(self.after, self.before)

@@ -1,0 +1,12 @@
+"""`center_unembed`: the logits' mean over the vocabulary goes.
+
+W_U [d, v] and b_U [v] lose their means over v. At each position all logits shift by the same
+number, x̂·mean(W_U) + mean(b_U), and log-probabilities stay as they are.
+"""
+
+from converter.processing.centring import Centring
+
+
+class CenterUnembed(Centring):
+    name = "center_unembed"
+    tensors = ("unembed.W_U", "unembed.b_U")

@@ -1,0 +1,19 @@
+"""`center_writing_weights`: what is written to the residual stream has mean zero.
+
+LayerNorm subtracts the mean of its input, so a constant added to all of a residual vector
+never reaches a layer. Equal to TransformerLens's with LN folded or not.
+"""
+
+from converter.processing.centring import Centring
+
+
+class CenterWritingWeights(Centring):
+    name = "center_writing_weights"
+    tensors = (
+        "embed.W_E",
+        "pos_embed.W_pos",
+        "attn.W_O",
+        "attn.b_O",
+        "mlp.W_out",
+        "mlp.b_out",
+    )

@@ -1,0 +1,47 @@
+"""Subtracting means over the last axis: what two of the steps do, on different tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from converter.processing.step import (
+    FLOAT32,
+    Array,
+    Record,
+    Rounding,
+    State,
+    Step,
+    Unit,
+    agreed,
+    centred,
+)
+
+
+class Centring(Step):
+    """T ← T − mean(T) over the last axis, for each of `tensors`. The record holds the means."""
+
+    tensors: tuple[str, ...]
+
+    def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
+        record = {name: unit[name].mean(-1) for name in self.tensors if name in unit}
+        return dict(unit) | {n: unit[n] - mean[..., None] for n, mean in record.items()}, record
+
+    def undo(
+        self,
+        unit: Unit,
+        record: Record,
+        rounding: Rounding = FLOAT32,
+    ) -> dict[str, Array]:
+        return dict(unit) | {n: unit[n] + mean[..., None] for n, mean in record.items()}
+
+    def state(self, unit: Unit, rounding: Rounding) -> State | None:
+        states = []
+        for name in self.tensors:
+            if name in unit and not unit[name].any():
+                states.append(State.NOTHING_TO_DO)
+            elif name in unit:
+                done = centred(unit[name], -1, rounding)
+                states.append(State.APPLIED if done else State.NOT_APPLIED)
+        return agreed(states)

@@ -1,0 +1,52 @@
+"""`fold_value_biases`: attention rows sum to one, so value biases reach the output unchanged.
+
+    b_O ← b_O + Σ_{n,h} b_V W_O,    b_V ← 0
+
+TransformerLens >= 3.5 centres b_O again afterwards where writing weights are centred. In exact
+arithmetic that does nothing, since b_O and the rows of W_O are centred already; in its float32
+it removes rounding. In float64 it is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
+
+B_V, W_O, B_O = "attn.b_V", "attn.W_O", "attn.b_O"
+
+
+class FoldValueBiases(Step):
+    """The record holds b_V; it is empty where b_V is zero."""
+
+    name = "fold_value_biases"
+
+    def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
+        if B_V not in unit or not unit[B_V].any():
+            return dict(unit), {}
+        moved = np.tensordot(unit[B_V], unit[W_O], 2)
+        result = dict(unit) | {B_O: unit[B_O] + moved, B_V: np.zeros_like(unit[B_V])}
+        return result, {B_V: unit[B_V]}
+
+    def undo(
+        self,
+        unit: Unit,
+        record: Record,
+        rounding: Rounding = FLOAT32,
+    ) -> dict[str, Array]:
+        if B_V not in record:
+            return dict(unit)
+        moved = np.tensordot(record[B_V], unit[W_O], 2)
+        return dict(unit) | {B_O: unit[B_O] - moved, B_V: unit[B_V] + record[B_V]}
+
+    def reads(self, name: str, record: Record) -> frozenset[str]:
+        return frozenset({B_O, W_O} if name == B_O and B_V in record else {name})
+
+    def state(self, unit: Unit, rounding: Rounding) -> State | None:
+        """Zero value biases are the rule in GPT-Neo, so they prove nothing."""
+        if B_V not in unit:
+            return None
+        return State.NOT_APPLIED if unit[B_V].any() else State.NOTHING_TO_DO

@@ -1,0 +1,168 @@
+"""`refactor_factored_attn_matrices`: each head's factors in the basis of their singular vectors.
+
+With Q = [W_Q; b_Q] and K = [W_K; b_K] (bias as a further row) and QKᵀ = U S Vᵀ,
+W_V W_O = U S Vᵀ:
+
+    Q ← U√S,  K ← V√S;     W_V ← U S,  W_O ← Vᵀ,  with b_V folded into b_O first
+
+Only the products are defined: signs, and rotations among equal singular values, are free.
+
+The way back is an h×h matrix for each factor, the head's gauge. By QR, Q = A·T and K = B·Y with
+A, B orthonormal, and TYᵀ = X S Zᵀ; so U = AX and
+
+    Q = (U√S)·P,  P = S^(−1/2) Xᵀ T,    K = (V√S)·R,  R = S^(−1/2) Zᵀ Y,    PRᵀ = 1
+
+and likewise for W_V and W_O. Where S has zeros (heads of rank below h), the part of Q that the
+product never sees, Q − (U√S)P with P = 0 on those directions, is kept in the record. It is
+orthogonal to R and to K's own such part, so adding it back changes no product, edited or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from converter.errors import BadInput
+from converter.processing.fold_value_biases import B_V, W_O, FoldValueBiases
+from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
+
+W_Q, W_K, W_V, B_Q, B_K = "attn.W_Q", "attn.W_K", "attn.W_V", "attn.b_Q", "attn.b_K"
+_DEAD = 1e-9
+"""Singular values below this part of the largest are rank lost: P would be rounding over zero."""
+_FOLD = FoldValueBiases()
+
+
+def ordered_matmul(left: Array, right: Array) -> Array:
+    """left [n, a, k] · right [n, k, b], summed over k in order.
+
+    BLAS sums in an order of its own on every machine; this gives the same bits on all of them.
+    """
+    result = np.empty((*left.shape[:2], right.shape[2]))
+    for out, a, b in zip(result, left, right, strict=True):
+        out[:] = 0
+        term = np.empty_like(out)
+        for k in range(a.shape[1]):
+            np.multiply(a[:, k, None], b[k], out=term)
+            out += term
+    return result
+
+
+def _factor(left: Array, right: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """left [n,a,h] · rightᵀ [n,h,b] = U S Vᵀ -> U, S, V, and the gauges XᵀT, ZᵀY."""
+    # On matrices this small, BLAS threads wait for one another: 20 s for 0.04 s on a busy machine.
+    with threadpool_limits(1, user_api="blas"):
+        a, t = np.linalg.qr(left)
+        b, y = np.linalg.qr(right)
+        x, s, zt = np.linalg.svd(t @ y.swapaxes(1, 2))
+        return a @ x, s, b @ zt.swapaxes(1, 2), x.swapaxes(1, 2) @ t, zt @ y
+
+
+class RefactorFactoredAttnMatrices(Step):
+    """The record holds the gauge of each factor [n, h, h], and b_V where it was folded."""
+
+    name = "refactor_factored_attn_matrices"
+
+    def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
+        if W_Q not in unit:
+            return dict(unit), {}
+        for name in (W_Q, W_K, W_V, W_O, B_Q, B_K):
+            if not np.isfinite(unit[name]).all():
+                raise BadInput(
+                    "NaN or infinity has no singular value decomposition.",
+                    where=name,
+                    do=f"Leave {self.name} out of --process.",
+                )
+        result, folded = _FOLD.apply(unit)
+        record: dict[str, NDArray[Any]] = dict(folded)
+
+        q = np.concatenate([unit[W_Q], unit[B_Q][:, None]], axis=1)
+        k = np.concatenate([unit[W_K], unit[B_K][:, None]], axis=1)
+        u, s, v, p, r = _factor(q, k)
+        live, root = _live(s), np.sqrt(s)[:, None]
+        inverse = np.divide(1, root[:, 0], out=np.zeros_like(s), where=live)[..., None]
+        new_q, new_k, p, r = u * root, v * root, inverse * p, inverse * r
+        result |= {W_Q: new_q[:, :-1], B_Q: new_q[:, -1], W_K: new_k[:, :-1], B_K: new_k[:, -1]}
+        record |= {W_Q: p, W_K: r}
+        poor = np.flatnonzero(~live.all(1)).astype(np.int32)
+        if poor.size:
+            rest_q, rest_k = q[poor] - new_q[poor] @ p[poor], k[poor] - new_k[poor] @ r[poor]
+            record["qk.heads"] = poor
+            record |= {f"{W_Q}.kept": rest_q[:, :-1], f"{B_Q}.kept": rest_q[:, -1]}
+            record |= {f"{W_K}.kept": rest_k[:, :-1], f"{B_K}.kept": rest_k[:, -1]}
+
+        u, s, v, p, r = _factor(unit[W_V], unit[W_O].swapaxes(1, 2))
+        live = _live(s)
+        new_v, new_o = u * s[:, None], np.ascontiguousarray(v.swapaxes(1, 2))
+        p = np.divide(1, s, out=np.zeros_like(s), where=live)[..., None] * p
+        back = (r * live[..., None]).swapaxes(1, 2)
+        result |= {W_V: new_v, W_O: new_o}
+        record |= {W_V: p, W_O: np.ascontiguousarray(back)}
+        poor = np.flatnonzero(~live.all(1)).astype(np.int32)
+        if poor.size:
+            record["ov.heads"] = poor
+            record[f"{W_V}.kept"] = unit[W_V][poor] - new_v[poor] @ p[poor]
+            record[f"{W_O}.kept"] = unit[W_O][poor] - back[poor] @ new_o[poor]
+        return result, record
+
+    def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
+        if W_Q not in record:
+            return dict(unit)
+        result = dict(unit)
+        for name in (W_Q, W_K, W_V):
+            result[name] = ordered_matmul(unit[name], record[name])
+        for name, gauge in ((B_Q, W_Q), (B_K, W_K)):
+            result[name] = ordered_matmul(unit[name][:, None], record[gauge])[:, 0]
+        # A value bias that was given after processing is a row of W_V, too.
+        result[B_V] = ordered_matmul(unit[B_V][:, None], record[W_V])[:, 0]
+        result[W_O] = ordered_matmul(record[W_O], unit[W_O])
+        for heads, names in (("qk.heads", (W_Q, B_Q, W_K, B_K)), ("ov.heads", (W_V, W_O))):
+            for name in names if heads in record else ():
+                result[name][record[heads]] += record[f"{name}.kept"]
+        return _FOLD.undo(result, record, rounding)
+
+    def reads(self, name: str, record: Record) -> frozenset[str]:
+        return _FOLD.reads(name, record)
+
+    def state(self, unit: Unit, rounding: Rounding) -> State | None:
+        if W_Q not in unit:
+            return None
+        if not any(unit[name].any() for name in (W_Q, W_K, W_V, W_O)):
+            return State.NOTHING_TO_DO
+        slack = 4 * rounding.relative + 1e-5  # TransformerLens's SVD is in float32
+        q = np.concatenate([unit[W_Q], unit[B_Q][:, None]], axis=1)
+        k = np.concatenate([unit[W_K], unit[B_K][:, None]], axis=1)
+        q_norm, k_norm, o_norm = _norms(q), _norms(k), _norms(unit[W_O].swapaxes(1, 2))
+        done = (
+            not unit[B_V].any()
+            and bool((np.abs(q_norm - k_norm) <= slack * (q_norm + rounding.absolute)).all())
+            and bool((np.abs(o_norm - 1) <= slack).all())
+            and all(
+                _orthogonal(m, slack, rounding) for m in (q, k, unit[W_V], unit[W_O].swapaxes(1, 2))
+            )
+        )
+        return State.APPLIED if done else State.NOT_APPLIED
+
+
+def _live(s: Array) -> NDArray[np.bool_]:
+    result: NDArray[np.bool_] = (s > _DEAD * s[:, :1]) & (s > 0)
+    return result
+
+
+def _norms(columns: Array) -> Array:
+    result: Array = np.linalg.norm(columns, axis=1)
+    return result
+
+
+def _orthogonal(columns: Array, slack: float, rounding: Rounding) -> bool:
+    """Whether the columns of each head [n, a, h] are at right angles, negligible ones aside."""
+    norms = _norms(columns)
+    floor = rounding.absolute * columns.shape[1] ** 0.5 / slack
+    live = norms > np.maximum(_DEAD**0.5 * norms.max(1, keepdims=True), floor)
+    unit = np.divide(columns, norms[:, None], out=np.zeros_like(columns), where=live[:, None])
+    with threadpool_limits(1, user_api="blas"):
+        gram = unit.swapaxes(1, 2) @ unit
+    gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
+    return bool((np.abs(gram) <= slack).all())

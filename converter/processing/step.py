@@ -1,0 +1,101 @@
+"""What a processing step is: weights in, weights and a record out, and the way back.
+
+A *unit* holds the few tensors that are in memory at one time, in `hooked` axes and float64,
+by their `hooked` name without `blocks.{i}.`: the embeddings, one block, or the unembedding.
+Every step of TransformerLens stays within a unit. Nothing is cast here: the caller casts once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.dtypes import CODES
+
+Array = NDArray[np.float64]
+Unit = Mapping[str, Array]
+Record = Mapping[str, NDArray[Any]]
+"""What a step took away: float64 arrays, and integer arrays that index them."""
+
+
+class State(Enum):
+    """What a unit's weights tell about one step."""
+
+    APPLIED = "applied"
+    NOT_APPLIED = "not applied"
+    NOTHING_TO_DO = "nothing to do"
+    """Applying the step would change nothing, and no trace tells whether it was applied."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far storage may have moved a weight: |stored − true| <= relative·|true| + absolute."""
+
+    relative: float
+    absolute: float
+
+    @classmethod
+    def of(cls, code: str) -> Rounding:
+        """Of a storage dtype, given by its safetensors code: rounding to nearest."""
+        info = ml_dtypes.finfo(CODES[code])
+        return cls(float(info.eps) / 2, float(info.smallest_subnormal) / 2)
+
+
+FLOAT32 = Rounding.of("F32")
+# TransformerLens sums in float32 whatever the storage dtype; a mean it took is off by this much.
+_SUMS = 8 * FLOAT32.relative
+
+
+class Step(ABC):
+    """One step. `undo(*apply(unit))` is the unit, to float64 rounding; inputs are not changed.
+
+    A step whose tensors a unit lacks leaves it as it is, and its record is empty.
+
+    `undo` also takes weights that were *edited* after processing: it gives weights of the same
+    function as the edited ones, in the original basis. And it is *portable*: what it gives for
+    a matrix is made of elementwise IEEE operations and sums in a fixed order, so that its bits
+    are the same on every machine (an exact ledger stores the difference from them). Biases may
+    need sums of products in any order; a ledger keeps the original ones outright.
+    """
+
+    name: str
+
+    @abstractmethod
+    def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]: ...
+
+    @abstractmethod
+    def undo(
+        self, unit: Unit, record: Record, rounding: Rounding = FLOAT32
+    ) -> dict[str, Array]: ...
+
+    def reads(self, name: str, record: Record) -> frozenset[str]:
+        """The processed tensors from which `undo` makes the original tensor `name`."""
+        return frozenset({name})
+
+    @abstractmethod
+    def state(self, unit: Unit, rounding: Rounding) -> State | None:
+        """What the weights tell; None where the step has no business with this unit."""
+
+
+def centred(array: Array, axis: int, rounding: Rounding) -> bool:
+    """Whether all means over `axis` are zero, but for what rounding to storage makes of zero."""
+    scale = np.abs(array).mean(axis)
+    bound = (rounding.relative + _SUMS) * scale + rounding.absolute
+    return bool((np.abs(array.mean(axis)) <= bound).all())
+
+
+def agreed(states: list[State]) -> State | None:
+    """The state of a unit from those of its tensors: any doubt means `not applied`."""
+    if not states:
+        return None
+    told = [state for state in states if state is not State.NOTHING_TO_DO]
+    if not told:
+        return State.NOTHING_TO_DO
+    return State.APPLIED if set(told) == {State.APPLIED} else State.NOT_APPLIED

@@ -1,0 +1,99 @@
+"""The five steps in TransformerLens's order, and choosing among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from numpy.typing import NDArray
+
+from converter.errors import UsageError
+from converter.processing.center_unembed import CenterUnembed
+from converter.processing.center_writing_weights import CenterWritingWeights
+from converter.processing.fold_ln import FoldLn
+from converter.processing.fold_value_biases import FoldValueBiases
+from converter.processing.refactor_factored_attn_matrices import RefactorFactoredAttnMatrices
+from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
+
+STEPS: tuple[Step, ...] = (
+    FoldLn(),
+    CenterWritingWeights(),
+    CenterUnembed(),
+    FoldValueBiases(),
+    RefactorFactoredAttnMatrices(),
+)
+"""In the order in which `ProcessWeights.process_weights` applies them."""
+DEFAULT = STEPS[:4]
+"""What TransformerLens's `from_pretrained` does."""
+BY_NAME = {step.name: step for step in STEPS}
+_WORDS: dict[str, tuple[Step, ...]] = {"none": (), "default": DEFAULT, "all": STEPS}
+
+
+def parse(spec: str) -> tuple[Step, ...]:
+    """`none`, `default`, `all`, or step names with commas -> the steps, in order, each once.
+
+    Raises:
+        UsageError: a name that is no step's; the message offers the nearest ones.
+    """
+    if spec in _WORDS:
+        return _WORDS[spec]
+    names = [name.strip() for name in spec.split(",")]
+    known = [*BY_NAME, *_WORDS]
+    for name in names:
+        if name not in BY_NAME:
+            close = get_close_matches(name, known, n=3, cutoff=0.5)
+            raise UsageError(
+                f"{name!r} is not a processing step."
+                if name not in _WORDS
+                else f"{name!r} stands alone; it does not go into a list of steps.",
+                where=f"--process {spec}",
+                do=f"Did you mean {' or '.join(close)}?"
+                if close and name not in _WORDS
+                else f"Choose from {', '.join(known)}.",
+            )
+    return in_order(names)
+
+
+def in_order(names: Iterable[str]) -> tuple[Step, ...]:
+    """The steps of these names, in TransformerLens's order."""
+    chosen = set(names)
+    return tuple(step for step in STEPS if step.name in chosen)
+
+
+def apply_all(
+    unit: Unit, steps: Sequence[Step]
+) -> tuple[dict[str, Array], list[dict[str, NDArray[Any]]]]:
+    """The processed unit and each step's record, in the order of the steps."""
+    result, records = dict(unit), []
+    for step in steps:
+        result, record = step.apply(result)
+        records.append(record)
+    return result, records
+
+
+def undo_all(
+    unit: Unit, steps: Sequence[Step], records: Sequence[Record], rounding: Rounding = FLOAT32
+) -> dict[str, Array]:
+    """The inverse of `apply_all`. `rounding` is that of the processed weights' storage."""
+    result = dict(unit)
+    for step, record in reversed(list(zip(steps, records, strict=True))):
+        result = step.undo(result, record, rounding)
+    return result
+
+
+def reads(name: str, steps: Sequence[Step], records: Sequence[Record]) -> frozenset[str]:
+    """The processed tensors from which `undo_all` makes the original tensor `name`."""
+    names = frozenset({name})
+    for step, record in zip(steps, records, strict=True):
+        names = frozenset().union(*(step.reads(each, record) for each in names))
+    return names
+
+
+def detect(unit: Unit, rounding: Rounding) -> dict[str, State]:
+    """What a unit's weights tell about each step that concerns it, by the step's name.
+
+    `rounding` is that of the dtype the weights were stored in.
+    """
+    states = {step.name: step.state(unit, rounding) for step in STEPS}
+    return {name: state for name, state in states.items() if state is not None}

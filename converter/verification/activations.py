@@ -1,0 +1,56 @@
+"""Activation functions, computed in the dtype they are given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from converter.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Activation = Callable[["Tensor"], "Tensor"]
+
+
+def activation_named(name: str, dtype: torch.dtype) -> Activation:
+    """An activation by its name in transformers, computed in `dtype` throughout.
+
+    Raises:
+        ConfigError: transformers knows no such activation.
+    """
+    import torch
+    from torch.nn import functional
+
+    def gelu_tanh(x: Tensor) -> Tensor:
+        """x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))"""
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def gelu_fast(x: Tensor) -> Tensor:
+        """The same with √(2/π) written in ten digits."""
+        return 0.5 * x * (1 + torch.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
+
+    own: dict[str, Activation] = {
+        "gelu_new": gelu_tanh,
+        "gelu_pytorch_tanh": gelu_tanh,
+        "gelu_fast": gelu_fast,
+        "gelu": functional.gelu,
+        "relu": functional.relu,
+        "silu": functional.silu,
+    }
+    if name in own:
+        return own[name]
+    from transformers.activations import ACT2FN
+
+    try:
+        function = ACT2FN[name]
+    except KeyError:
+        raise ConfigError(
+            f"There is no activation {name!r} in transformers.",
+            where="config.json: activation_function",
+            do="Check the config against the checkpoint it came with.",
+        ) from None
+    result: Activation = function.to(dtype)
+    return result

@@ -1,0 +1,111 @@
+"""Models in the software their users run: transformers, HookedTransformer, TransformerBridge.
+
+Always from local files. Weights are read by the libraries themselves (transformers,
+safetensors.torch), not by our reader, so that the two check one another.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.errors import CannotDoHere, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_hooked(directory: str | Path, device: str | None = None) -> Any:
+    """A saved `hooked` directory as a HookedTransformer, with the directory's tokenizer.
+
+    Raises:
+        CannotDoHere: TransformerLens 4, which has no HookedTransformer; or no such device.
+        BadInput: the directory is no sound `hooked` checkpoint.
+    """
+    checkpoint = _opened(directory, "hooked")
+    if not has_hooked_transformer():
+        raise CannotDoHere(
+            "HookedTransformer was removed in TransformerLens 4; its successor cannot run GPT-Neo weights in this layout.",
+            where=f"{directory}, with transformer-lens {installed('transformer-lens')}",
+            do="Run `neoconvert tl-to-hf` and open the result with TransformerBridge.boot_transformers(dir).",
+        )
+    from converter.verification.libraries import hooked_model
+
+    return hooked_model(checkpoint, resolve_device(device), tokenizer=True)
+
+
+def load_bridge(directory: str | Path, device: str | None = None) -> Any:
+    """A saved `bridge` directory as a TransformerBridge, with the directory's tokenizer.
+
+    Raises:
+        CannotDoHere: TransformerLens 2, which has no TransformerBridge; or no such device.
+        BadInput: the directory is no sound `bridge` checkpoint.
+    """
+    checkpoint = _opened(directory, "bridge")
+    if not has_bridge():
+        raise CannotDoHere(
+            "TransformerBridge needs TransformerLens 3 or later.",
+            where=f"{directory}, with transformer-lens {installed('transformer-lens')}",
+            do="Upgrade transformer-lens, or convert to `--layout hooked`.",
+        )
+    from converter.verification.libraries import bridge_model
+
+    return bridge_model(checkpoint, resolve_device(device))
+
+
+def _opened(directory: str | Path, layout: str) -> Checkpoint:
+    checkpoint = open_checkpoint(str(directory))
+    if checkpoint.layout != layout:
+        raise ConfigError(
+            f"This is a checkpoint in the {checkpoint.layout} layout, not {layout}.",
+            where=str(directory),
+            do=f"Convert it first: neoconvert hf-to-tl --layout {layout}.",
+        )
+    return checkpoint
+
+
+def installed(package: str) -> str:
+    """Its version, or "" where it is not installed. Imports nothing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def has_hooked_transformer() -> bool:
+    return 0 < _major("transformer-lens") < 4
+
+
+def has_bridge() -> bool:
+    return _major("transformer-lens") >= 3
+
+
+def _major(package: str) -> int:
+    return int((installed(package) or "0").split(".")[0])
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """ "auto" (or None), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        CannotDoHere: CUDA was asked for by name and is not there.
+    """
+    import torch
+
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name in (None, "auto"):
+        return torch.device("cuda" if there else "cpu")
+    try:
+        device = torch.device(str(name))
+        known = device.type in ("cpu", "cuda")
+    except RuntimeError:
+        known = False
+    if not known or (device.type == "cuda" and (device.index or 0) >= there):
+        raise CannotDoHere(
+            f"There is no device {name!r} here.",
+            where=f"torch {torch.__version__} sees {there} CUDA device(s)",
+            do="Use --device auto or cpu, or install a torch that supports this machine's GPU.",
+        )
+    return device

@@ -1,0 +1,109 @@
+"""The first layer of verification: weights, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from converter.checkpoint import HEAD, Checkpoint
+from converter.dtypes import same_bits
+from converter.errors import TensorMismatch
+from converter.processing.attn_scale import hub_tensor
+from converter.progress import Progress, silent
+
+SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab")
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A tensor that is not what the original makes it."""
+
+    unit: str
+    """"embed", "block i" or "final"."""
+    key: str
+    """Its `hooked` name."""
+    tensor: str
+    """Its name in the artifact, or its `hooked` name where the artifact has no such tensor."""
+
+
+@dataclass(frozen=True)
+class WeightCheck:
+    """What comparing all weights and the architecture gave. Units are in forward order."""
+
+    compared: int
+    mismatches: tuple[Mismatch, ...]
+    config: tuple[str, ...] = ()
+    """Fields of the config that mean something else in the artifact."""
+
+    @property
+    def mismatched(self) -> tuple[str, ...]:
+        return tuple(m.tensor for m in self.mismatches)
+
+    @property
+    def passed(self) -> bool:
+        return self.compared > 0 and not self.mismatches and not self.config
+
+
+def require_same_sizes(original: Checkpoint, artifact: Checkpoint) -> None:
+    """
+    Raises:
+        TensorMismatch: the two cannot be the same model; the message names the field.
+    """
+    for field in SIZES:
+        expected, found = getattr(original.config, field), getattr(artifact.config, field)
+        if expected != found:
+            raise TensorMismatch(
+                f"{field} is {found} in the artifact and {expected} in the original.",
+                where=f"{original.source.given} and {artifact.source.given}",
+                do="These are different models; name the artifact that was made from this original.",
+            )
+
+
+def compare_weights(
+    original: Checkpoint,
+    artifact: Checkpoint,
+    progress: Progress = silent,
+) -> WeightCheck:
+    """Every tensor of the artifact against the original's, cast to the artifact's dtype.
+
+    Raises:
+        TensorMismatch: the sizes differ.
+    """
+    require_same_sizes(original, artifact)
+    # Score divisors that both keep change nothing.
+    keeps = original.config.score_divisors == artifact.config.score_divisors
+    tensor = Checkpoint.tensor if keeps else hub_tensor
+    mismatches = []
+    compared = done = 0
+    total = sum(stored.nbytes for stored in artifact.stored.values())
+    for key, slot in artifact.slots.items():
+        if key not in artifact.stored and key not in original.stored:
+            continue  # neither file holds it: nothing to compare
+        compared += 1
+        done += artifact.stored[key].nbytes if key in artifact.stored else 0
+        progress(f"weights: {key}", done, total)
+        found = artifact.tensor(key)
+        expected = tensor(original, key, artifact.code(key))
+        # A tensor left out as neutral stands for a value, and has no bits of its own.
+        bitwise = key in artifact.stored or key == HEAD
+        if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):
+            unit = slot.unit.value if slot.layer is None else f"block {slot.layer}"
+            mismatches.append(Mismatch(unit, key, slot.name or key))
+    return WeightCheck(compared, tuple(mismatches), _differences(original, artifact))
+
+
+def _differences(original: Checkpoint, artifact: Checkpoint) -> tuple[str, ...]:
+    """Config fields, beyond the sizes, by which the two compute different functions."""
+    a, b = original.config, artifact.config
+    reach = [
+        tuple(min(c.window_size, c.n_ctx) if t == "local" else c.n_ctx for t in c.attn_types)
+        for c in (a, b)
+    ]
+    differ = {
+        "attn_types": a.attn_types != b.attn_types and reach[0] != reach[1],
+        "window_size": a.attn_types == b.attn_types and reach[0] != reach[1],
+        "act_fn": a.act_fn != b.act_fn,
+        "eps": a.eps != b.eps,
+    }
+    return tuple(name for name, different in differ.items() if different)

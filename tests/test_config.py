@@ -1,0 +1,122 @@
+"""HF config <-> TL cfg, every field that matters, and what GPT-Neo cannot express."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.checkpoint.hf_config import compress, from_hf, to_hf
+from converter.checkpoint.tl_config import from_tl, to_tl
+from converter.errors import ConfigError, NotRepresentable
+from tests.checkpoints import Recipe, recipes
+
+TL: dict[str, Any] = {
+    "n_layers": 2, "d_model": 4, "n_heads": 2, "d_head": 2, "n_ctx": 9, "d_vocab": 7, "d_mlp": 5,
+    "act_fn": "gelu_new", "use_attn_scale": False, "use_local_attn": True,
+    "attn_types": ["global", "local"], "window_size": 3,
+}  # fmt: skip
+
+
+@given(recipes)
+def test_hf_to_tl_to_hf(recipe: Recipe) -> None:
+    config = from_hf(recipe.config)
+    tl = to_tl(config, None, dtype="float32", model_name="m")
+    assert from_tl(json.loads(json.dumps(tl))) == config
+    assert to_hf(from_tl(tl), recipe.config, tied=recipe.tied, dtype=None) == recipe.config
+    rebuilt = to_hf(from_tl(tl), None, tied=recipe.tied, dtype="float32")
+    assert from_hf(rebuilt) == config
+    assert rebuilt["tie_word_embeddings"] is recipe.tied
+
+
+@given(st.lists(st.sampled_from(["global", "local"]), min_size=1, max_size=12).map(tuple))
+def test_attention_types_compress_to_what_expands_back(types: tuple[str, ...]) -> None:
+    assert from_hf(Recipe().config | {
+        "num_layers": len(types), "attention_types": compress(types), "attention_layers": list(types),
+    }).attn_types == types  # fmt: skip
+
+
+def test_published_config_shapes_are_short() -> None:
+    assert compress(("global", "local") * 6) == [[["global", "local"], 6]]
+    assert compress(("global",) * 4) == [[["global"], 4]]
+
+
+def test_transformers_defaults_fill_what_is_left_out() -> None:
+    """EleutherAI/gpt-neo-1.3B is GPTNeoConfig()."""
+    config = from_hf({"model_type": "gpt_neo"})
+    assert (config.n_layers, config.d_model, config.d_mlp, config.d_vocab) == (
+        24,
+        2048,
+        8192,
+        50257,
+    )
+    assert config.attn_types == ("global", "local") * 12
+
+
+def test_transformers_aliases() -> None:
+    config = Recipe().config
+    renamed = {
+        "num_hidden_layers": config.pop("num_layers"),
+        "num_attention_heads": config.pop("num_heads"),
+    }
+    assert from_hf(config | renamed) == from_hf(Recipe().config)
+
+
+def test_what_tl_has_no_name_for_is_kept_and_what_changed_is_not() -> None:
+    base = Recipe().config
+    edited = from_tl(
+        to_tl(from_hf(base), None, dtype="float32", model_name="m") | {"window_size": 4}
+    )
+    assert to_hf(edited, base, tied=True, dtype=None) == base | {"window_size": 4}
+    assert to_hf(edited, base, tied=False, dtype="float16") == base | {
+        "window_size": 4, "tie_word_embeddings": False, "dtype": "float16"
+    }  # fmt: skip
+    old = base | {"torch_dtype": "float32"}
+    assert to_hf(from_hf(base), old, tied=True, dtype="float16")["torch_dtype"] == "float16"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("positional_embedding_type", "rotary"), ("normalization_type", "RMS"), ("normalization_type", None),
+        ("attn_only", True), ("gated_mlp", True), ("parallel_attn_mlp", True), ("attention_dir", "bidirectional"),
+        ("act_fn", "solu_ln"), ("num_experts", 4), ("n_key_value_heads", 1), ("d_vocab_out", 8),
+        ("use_qk_norm", True), ("attn_scores_soft_cap", 30.0), ("output_logits_soft_cap", 30.0),
+        ("d_head", 3), ("post_embedding_ln", True), ("use_attention_sinks", True),
+    ],
+)  # fmt: skip
+def test_not_representable_names_the_field(field: str, value: object) -> None:
+    with pytest.raises(NotRepresentable, match=field):
+        from_tl({**TL, field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_layers", None), ("d_vocab", -1), ("attn_types", None), ("attn_types", ["global"]),
+        ("attn_types", ["global", "strided"]), ("window_size", 0), ("attn_scale", 0.0),
+        ("eps", float("nan")), ("eps", -1.0), ("n_ctx", True), ("d_mlp", 2.5),
+    ],
+)  # fmt: skip
+def test_malformed_cfg(field: str, value: object) -> None:
+    with pytest.raises(ConfigError):
+        from_tl({**TL, "use_attn_scale": field == "attn_scale", field: value})
+
+
+def test_score_divisors() -> None:
+    assert from_tl(TL).score_divisors == ()
+    scaled = {**TL, "use_attn_scale": True}
+    assert from_tl(scaled).score_divisors == (2**0.5, 2**0.5)
+    assert from_tl({**scaled, "attn_scale": 8.0}).score_divisors == (8.0, 8.0)
+    both = {**scaled, "attn_scale": 8.0, "scale_attn_by_inverse_layer_idx": True}
+    assert from_tl(both).score_divisors == (8.0, 16.0)
+    only = {**TL, "scale_attn_by_inverse_layer_idx": True}
+    assert from_tl(only).score_divisors == (1.0, 2.0)
+
+
+def test_all_global_needs_no_window() -> None:
+    config = from_tl({**TL, "use_local_attn": False, "attn_types": None, "window_size": None})
+    assert config.attn_types == ("global", "global")

@@ -1,0 +1,160 @@
+"""HF -> TL -> HF returns every byte, every name and every config field."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from converter.checkpoint import open_checkpoint
+from converter.convert import convert, hf_to_tl, tl_to_hf
+from converter.errors import NotRepresentable
+from converter.layout import Layout
+from tests.checkpoints import Recipe, read_all, recipes, same, tensors_of, write_hf
+
+layouts = st.sampled_from(["hooked", "bridge"])
+shard_sizes = st.sampled_from(["5GB", "300", "2KB"])
+
+
+@given(recipes, layouts, shard_sizes, shard_sizes)
+@example(Recipe(d_vocab=1, window=1, tied=False), "hooked", "300", "5GB")
+@example(Recipe(attention=("local",) * 3, window=64, dtype="BF16"), "bridge", "5GB", "300")
+@settings(max_examples=80, deadline=None)
+def test_there_and_back(recipe: Recipe, layout: Layout, shards: str, shards_back: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        tensors = write_hf(root / "hf", recipe)
+        hf_to_tl(root / "hf", root / "tl", layout=layout, max_shard_size=shards, check=False)
+        tl_to_hf(root / "tl", root / "back", max_shard_size=shards_back, check=False)
+        assert same(read_all(root / "back"), tensors)
+        assert json.loads((root / "back/config.json").read_text()) == recipe.config
+
+
+@given(recipes)
+@settings(max_examples=25, deadline=None)
+def test_hooked_and_bridge_are_one_model(recipe: Recipe) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        write_hf(root / "hf", recipe)
+        hf_to_tl(root / "hf", root / "bridge", layout="bridge", check=False)
+        hf_to_tl(root / "hf", root / "hooked", check=False)
+        convert(open_checkpoint(root / "bridge"), root / "h", layout="hooked", check=False)
+        convert(open_checkpoint(root / "hooked"), root / "b", layout="bridge", check=False)
+        assert same(read_all(root / "h"), read_all(root / "hooked"))
+        assert same(read_all(root / "b"), read_all(root / "bridge"))
+
+
+def test_names_and_orientation(tmp_path: Path) -> None:
+    """Each tensor where TL's own names put it, written out by hand: no table is trusted here."""
+    recipe = Recipe(d_head=2, n_heads=3, attention=("local",), d_mlp=5)
+    hf = write_hf(tmp_path / "hf", recipe)
+    hf_to_tl(tmp_path / "hf", tmp_path / "hooked", check=False)
+    hooked = read_all(tmp_path / "hooked")
+    block = "transformer.h.0."
+    q = hf[block + "attn.attention.q_proj.weight"]
+    o = hf[block + "attn.attention.out_proj.weight"]
+    expected = {
+        "blocks.0.attn.W_Q": np.stack([q[2 * n : 2 * n + 2].T for n in range(3)]),
+        "blocks.0.attn.W_O": np.stack([o[:, 2 * n : 2 * n + 2].T for n in range(3)]),
+        "blocks.0.mlp.W_in": hf[block + "mlp.c_fc.weight"].T,
+        "blocks.0.mlp.W_out": hf[block + "mlp.c_proj.weight"].T,
+        "unembed.W_U": hf["transformer.wte.weight"].T,
+        "embed.W_E": hf["transformer.wte.weight"],
+        "unembed.b_U": np.zeros(7, np.float32),
+        "blocks.0.attn.b_K": np.zeros((3, 2), np.float32),
+    }
+    assert same({name: hooked[name] for name in expected}, expected)
+    assert len(hooked) == 2 + 16 + 4
+
+
+def test_headless_gets_its_prefix_and_tied_head(tmp_path: Path) -> None:
+    recipe = Recipe(headless=True)
+    tensors = write_hf(tmp_path / "hf", recipe)
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    back = read_all(tmp_path / "back")
+    assert same(back, {f"transformer.{name}": t for name, t in tensors.items()})
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    assert config["architectures"] == ["GPTNeoForCausalLM"]
+
+
+def _rewrite(path: Path, **changes: np.ndarray) -> None:
+    tensors = read_all(path)
+    assert set(changes) <= set(tensors)
+    save_file({**tensors, **changes}, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_an_edited_head_is_untied(tmp_path: Path) -> None:
+    """Once embedding and head differ, writing one of them would lose the other."""
+    write_hf(tmp_path / "hf", Recipe())
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    head = read_all(tmp_path / "tl")["unembed.W_U"].copy()
+    head[0, 0] = 17
+    _rewrite(tmp_path / "tl", **{"unembed.W_U": head})
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert json.loads((tmp_path / "back/config.json").read_text())["tie_word_embeddings"] is False
+    assert read_all(tmp_path / "back")["lm_head.weight"].tobytes() == head.T.tobytes()
+
+
+def test_a_tied_head_stored_twice_is_written_once(tmp_path: Path) -> None:
+    recipe = Recipe()
+    tensors = write_hf(tmp_path / "hf", recipe)
+    both = {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
+    save_file(both, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", layout="bridge", check=False)
+    done = tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert same(read_all(tmp_path / "back"), tensors)
+    assert done.plan.dropped["unembed.weight"] == "the embedding again"
+
+
+def test_a_bias_that_hf_lacks_is_not_lost_in_silence(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", Recipe())
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    bias = np.zeros((2, 2), np.float32)
+    bias[1, 1] = 1e-30
+    _rewrite(tmp_path / "tl", **{"blocks.1.attn.b_K": bias})
+    with pytest.raises(NotRepresentable, match=r"blocks\.1\.attn\.b_K"):
+        tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert not (tmp_path / "back").exists()
+
+
+def test_without_provenance_the_config_is_rebuilt(tmp_path: Path) -> None:
+    recipe = Recipe(d_mlp=5, attention=("global", "local") * 2, tied=False)
+    tensors = write_hf(tmp_path / "hf", recipe)
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    (tmp_path / "tl/neoconvert.json").unlink()
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert same(read_all(tmp_path / "back"), tensors)
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    architecture = {k: v for k, v in recipe.config.items() if k in config and "dropout" not in k}
+    architecture |= {"attention_types": [[["global", "local"], 2]]}
+    assert config | architecture | {"bos_token_id": None, "eos_token_id": None} == config
+
+
+def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", Recipe(buffers=True, shards=2))
+    source = open_checkpoint(tmp_path / "hf")
+    done = convert(source, tmp_path / "tl", layout="hooked", max_shard_size="400", check=False)
+    written = read_all(tmp_path / "tl")
+    assert {t.name: t.shape for t in done.plan.tensors} == {n: t.shape for n, t in written.items()}
+    assert sum(t.nbytes for t in written.values()) == done.plan.nbytes
+    index = json.loads((tmp_path / "tl/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == done.plan.nbytes
+    assert set(index["weight_map"]) == set(written)
+    assert len(done.plan.shards) > 2
+    files = {p.name for p in (tmp_path / "tl").iterdir()}
+    assert files == {
+        *done.plan.shards,
+        "model.safetensors.index.json",
+        "cfg.json",
+        "neoconvert.json",
+    }
+    kept = json.loads((tmp_path / "tl/neoconvert.json").read_text())
+    assert len(kept["dropped"]) == 4
+    assert set(kept["source"]["tensors"]) == set(tensors_of(Recipe()))

@@ -1,0 +1,201 @@
+"""Everything a checkpoint may come as."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from converter.checkpoint import open_checkpoint
+from converter.convert import hf_to_tl, tl_to_hf
+from converter.errors import ConfigError, MissingTensor, NotRepresentable, PickleRefused
+from converter.inspection import Inspection
+from tests.checkpoints import Recipe, Tensors, read_all, same, write_hf
+
+RECIPE = Recipe(attention=("local", "global"), d_mlp=5)
+
+
+@pytest.fixture
+def hooked(tmp_path: Path) -> tuple[Tensors, Path]:
+    """HF tensors, and the same model as a hooked directory."""
+    tensors = write_hf(tmp_path / "hf", RECIPE)
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    return tensors, tmp_path / "tl"
+
+
+def _torch(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+
+
+def _cfg(directory: Path) -> dict[str, object]:
+    """As `model.cfg.to_dict()` has it: a real dtype, fields of any kind."""
+    cfg = json.loads((directory / "cfg.json").read_text())
+    return {**cfg, "dtype": torch.float32, "device": "cpu", "seed": None, "n_params": 123}
+
+
+@pytest.mark.parametrize("kind", ["tuple", "reversed", "dict"])
+def test_saved_pair_of_cfg_and_state_dict(
+    kind: str, hooked: tuple[Tensors, Path], tmp_path: Path
+) -> None:
+    tensors, directory = hooked
+    pair = (_cfg(directory), _torch(read_all(directory)))
+    saved = {"tuple": pair, "reversed": pair[::-1], "dict": {"cfg": pair[0], "state_dict": pair[1]}}
+    torch.save(saved[kind], tmp_path / "model.pt")
+    source = open_checkpoint(tmp_path / "model.pt", allow_pickle=True)
+    tl_to_hf(source, tmp_path / "back", check=False)
+    assert same(read_all(tmp_path / "back"), tensors)
+
+
+@pytest.mark.parametrize("version", ["2.x", "3.x"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_bare_state_dict(
+    suffix: str, version: str, hooked: tuple[Tensors, Path], tmp_path: Path
+) -> None:
+    """`torch.save(model.state_dict())`, with the buffers that TL 2 and TL 3 leave in it."""
+    tensors, directory = hooked
+    state = _torch(read_all(directory))
+    size = 9 if version == "2.x" else 0
+    for layer in range(2):
+        state[f"blocks.{layer}.attn.mask"] = torch.ones(size, size, dtype=torch.bool)
+        state[f"blocks.{layer}.attn.IGNORE"] = torch.tensor(-torch.inf)
+    (tmp_path / "bare").mkdir()
+    file = tmp_path / f"bare/model{suffix}"
+    if suffix == ".safetensors":
+        from safetensors.torch import save_file as save_torch
+
+        save_torch(state, file)
+    else:
+        torch.save(state, file)
+    with pytest.raises(ConfigError, match="--cfg"):
+        open_checkpoint(file, allow_pickle=True)
+    source = open_checkpoint(file, cfg=directory / "cfg.json", allow_pickle=True)
+    assert source.dropped == tuple(
+        f"blocks.{i}.attn.{b}" for i in range(2) for b in ("IGNORE", "mask")
+    )
+    done = tl_to_hf(source, tmp_path / "back", check=False)
+    assert same(read_all(tmp_path / "back"), tensors)
+    assert done.plan.dropped["blocks.0.attn.IGNORE"] == "a buffer, not a weight"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_hf_pickles(dtype: torch.dtype, tmp_path: Path) -> None:
+    """pytorch_model.bin with the mask buffers of old transformers."""
+    state = {n: t.to(dtype) for n, t in _torch(write_hf(tmp_path / "hf", RECIPE)).items()}
+    buffers = {"transformer.h.0.attn.attention.bias": torch.ones(1, 1, 9, 9, dtype=torch.uint8),
+               "transformer.h.0.attn.attention.masked_bias": torch.tensor(-1e9)}  # fmt: skip
+    (tmp_path / "hf/model.safetensors").unlink()
+    torch.save(state | buffers, tmp_path / "hf/pytorch_model.bin")
+    with pytest.raises(PickleRefused):
+        open_checkpoint(tmp_path / "hf")
+    source = open_checkpoint(tmp_path / "hf", allow_pickle=True)
+    hf_to_tl(source, tmp_path / "tl", check=False)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    from safetensors.torch import load_file
+
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert set(back) == set(state)
+    integer = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    assert all(torch.equal(back[n].view(integer), state[n].view(integer)) for n in state)
+
+
+def _edit(directory: Path, cfg: dict[str, object], tensors: Tensors) -> None:
+    path = directory / "cfg.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **cfg}))
+    save_file({**read_all(directory), **tensors}, directory / "model.safetensors")
+
+
+def test_scaled_attention_is_absorbed(hooked: tuple[Tensors, Path], tmp_path: Path) -> None:
+    _, directory = hooked
+    weight = np.random.default_rng(0).normal(size=(2, 4, 2)).astype(np.float32)
+    _edit(directory, {"use_attn_scale": True}, {"blocks.1.attn.W_Q": weight})
+    done = tl_to_hf(directory, tmp_path / "back", check=False)
+    assert done.plan.steps == ("absorb_attn_scale",)
+    found = read_all(tmp_path / "back")["transformer.h.1.attn.attention.q_proj.weight"]
+    expected = (weight.astype(np.float64) / 2**0.5).astype(np.float32)
+    assert np.array_equal(found, expected.transpose(0, 2, 1).reshape(4, 4))
+
+
+def test_processed_tl_is_recognised(hooked: tuple[Tensors, Path], tmp_path: Path) -> None:
+    _, directory = hooked
+    tensors = {n: t for n, t in read_all(directory).items() if ".ln" not in n and "ln_" not in n}
+    save_file(tensors, directory / "model.safetensors")
+    assert open_checkpoint(directory).config.folded
+    with pytest.raises(NotRepresentable, match="folded"):
+        tl_to_hf(directory, tmp_path / "back", check=False)
+
+
+def test_half_a_layernorm_is_an_error(hooked: tuple[Tensors, Path]) -> None:
+    _, directory = hooked
+    tensors = {n: t for n, t in read_all(directory).items() if n != "blocks.0.ln1.w"}
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(MissingTensor, match=r"blocks\.0\.ln1\.w"):
+        open_checkpoint(directory)
+
+
+def test_only_tokenizer_files_are_copied(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    for name in ("tokenizer.json", "merges.txt", "training_args.json", "optimizer.pt", "README.md"):
+        (tmp_path / "hf" / name).write_text(name)
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", layout="bridge", check=False)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert {p.name for p in (tmp_path / "tl").iterdir()} == {
+        "model.safetensors", "config.json", "neoconvert.json", "tokenizer.json", "merges.txt",
+    }  # fmt: skip
+    assert {p.name for p in (tmp_path / "back").iterdir()} == {
+        "model.safetensors", "config.json", "generation_config.json", "neoconvert.json",
+        "tokenizer.json", "merges.txt",
+    }  # fmt: skip
+
+
+def test_generation_config_survives(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    text = json.dumps({"do_sample": True, "top_k": 50})
+    (tmp_path / "hf/generation_config.json").write_text(text)
+    for layout in ("hooked", "bridge"):
+        hf_to_tl(tmp_path / "hf", tmp_path / layout, layout=layout, check=False)
+        tl_to_hf(tmp_path / layout, tmp_path / f"{layout}-back", check=False)
+        kept = (tmp_path / f"{layout}-back/generation_config.json").read_text()
+        assert json.loads(kept) == json.loads(text)
+
+
+def test_symlinked_source_as_in_the_hub_cache(tmp_path: Path) -> None:
+    tensors = write_hf(tmp_path / "blobs", RECIPE)
+    (tmp_path / "snapshot").mkdir()
+    for path in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    hf_to_tl(tmp_path / "snapshot", tmp_path / "tl", check=False)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert same(read_all(tmp_path / "back"), tensors)
+
+
+def test_inspection(hooked: tuple[Tensors, Path]) -> None:
+    _, directory = hooked
+    facts = Inspection(open_checkpoint(directory)).to_json()
+    assert (facts["layout"], facts["steps"]) == ("hooked", [])
+    assert facts["n_params"] == sum(t.size for t in read_all(directory).values())
+    assert facts["config"]["attn_types"] == ["local", "global"]
+    assert {t["name"] for t in facts["tensors"]} == set(read_all(directory))
+
+
+def test_help_and_inspect_never_import_torch(hooked: tuple[Tensors, Path]) -> None:
+    _, directory = hooked
+    for arguments in (["--help"], ["hf-to-tl", "--help"], ["inspect", str(directory), "--json"]):
+        program = (
+            "import sys\n"
+            "from converter.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "except SystemExit as end: code = end.code\n"
+            "heavy = {'torch', 'transformers', 'transformer_lens', 'onnxruntime'} & set(sys.modules)\n"
+            "assert not heavy, heavy\n"
+            "sys.exit(code)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
