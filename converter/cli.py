@@ -63,14 +63,30 @@ _printing = _options(
     click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
+
+
+def _processing(default: str) -> Callable[[Command], Command]:
+    return _options(
+        click.option(
+            "--process",
+            default=default,
+            show_default=True,
+            metavar="none|default|all|STEP,…",
+            help="TransformerLens's processing: fold_ln, center_writing_weights, center_unembed,"
+            " fold_value_biases (these four are default, what from_pretrained does),"
+            " refactor_factored_attn_matrices.",
+        ),
+        click.option(
+            "--ledger",
+            type=click.Choice(["compact", "exact", "none"]),
+            default="compact",
+            show_default=True,
+            help="What is kept so that processing can be undone. exact: the original bits.",
+        ),
+    )
+
+
 _converting = _options(
-    click.option(
-        "--process",
-        default="none",
-        show_default=True,
-        metavar="STEPS",
-        help="TransformerLens's processing. So far: none.",
-    ),
     click.option(
         "--dtype",
         type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
@@ -174,7 +190,6 @@ def _convert(direction: str, source: str, output: Path, display: Any, **options:
     from converter import convert
 
     opened = _open(source, *(options.pop(name) for name in ("revision", "cfg", "allow_pickle")))
-    _only_none(options.pop("process"))
     dtype = options.pop("dtype")
     with display.progress() as progress:
         done = getattr(convert, direction)(
@@ -182,11 +197,6 @@ def _convert(direction: str, source: str, output: Path, display: Any, **options:
         )
     display.conversion(done)
     return done.to_json(), 0
-
-
-def _only_none(process: str) -> None:
-    if process != "none":
-        raise click.UsageError(f"--process {process}: this version knows only 'none'.")
 
 
 @main.command("hf-to-tl")
@@ -199,6 +209,7 @@ def _only_none(process: str) -> None:
     show_default=True,
     help="hooked: HookedTransformer's names (TL 2 and 3). bridge: TransformerBridge's (TL 3 and 4).",
 )
+@_processing("none")
 @_reading
 @_converting
 @_printing
@@ -209,22 +220,52 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
     \b
     neoconvert hf-to-tl EleutherAI/gpt-neo-125m neo-125m-tl
     neoconvert hf-to-tl my-finetune/ my-finetune-bridge --layout bridge
+    neoconvert hf-to-tl my-finetune/ my-processed --process default --ledger exact
     """
     return _convert("hf_to_tl", source, output, **options)
+
+
+@main.command("bake")
+@click.argument("source")
+@click.argument("output", type=click.Path(path_type=Path))
+@_processing("default")
+@_reading
+@_converting
+@_printing
+@_reporting
+def bake(source: str, output: Path, **options: Any) -> Any:
+    """Bake TransformerLens's processing into a plain Hugging Face checkpoint.
+
+    The result is a GPTNeoForCausalLM directory of the same function that transformers and
+    TransformerBridge open as any other. Biases that folding makes ride on the LayerNorms.
+
+    \b
+    neoconvert bake EleutherAI/gpt-neo-125m neo-125m-processed
+    """
+    return _convert("bake", source, output, **options)
 
 
 @main.command("tl-to-hf")
 @click.argument("source")
 @click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--reverse",
+    type=click.Choice(["auto", "exact", "functional"]),
+    default="auto",
+    show_default=True,
+    help="Undoing TransformerLens's processing. exact: the original bits, from the ledger, or exit 3."
+    " functional: plain GPT-Neo of the same function, no ledger needed. auto: the best to be had.",
+)
 @_reading
 @_converting
 @_printing
 @_reporting
 def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
-    """Convert a TransformerLens checkpoint to Hugging Face.
+    """Convert a TransformerLens checkpoint to Hugging Face, undoing processing.
 
     \b
     neoconvert tl-to-hf neo-125m-tl neo-125m-hf
+    neoconvert tl-to-hf my-processed my-model --reverse exact
     neoconvert tl-to-hf model.pt model-hf --cfg cfg.json --allow-pickle
     """
     return _convert("tl_to_hf", source, output, **options)

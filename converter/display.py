@@ -82,27 +82,29 @@ class Display:
 
     def _remarks(self, done: Conversion) -> Iterator[str]:
         plan, source = done.plan, done.source
+        if plan.steps and done.route.reverse == "none":
+            yield f"processed: {', '.join(plan.steps)}"
+        yield from done.route.remarks
         reasons = dict.fromkeys(plan.dropped.values())
         for reason in reasons:
             names = tuple(name for name, why in plan.dropped.items() if why == reason)
             yield f"left out {_few(names)} ({reason})"
         if plan.invented:
-            yield f"added {_few(plan.invented)} (zeros that {source.layout} does not store)"
+            what = "from folding" if plan.config.folded else "zeros"
+            yield f"added {_few(plan.invented)} ({what}; {source.layout} stores no such tensor)"
         if plan.layout == "hf":
             yield (
                 "head tied to the embedding"
                 if plan.tied
                 else "head stored: it is not the embedding"
             )
-        if "absorb_attn_scale" in plan.steps:
-            yield "attention scale absorbed into W_Q and b_Q"
 
     def _plan(self, done: Conversion) -> None:
         plan = done.plan
         table = Table("tensor", "from", "dtype", "shape", "bytes", "file", box=None, pad_edge=False)
         for t in plan.tensors:
             shape = "×".join(map(str, t.shape))
-            table.add_row(t.name, t.source or "zeros", t.code, shape, f"{t.nbytes:,}", t.shard)
+            table.add_row(t.name, t.source or "—", t.code, shape, f"{t.nbytes:,}", t.shard)
         self.console.print(table)
         for line in self._remarks(done):
             self.say(line)

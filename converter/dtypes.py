@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 
@@ -70,6 +71,14 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
         and a.shape == b.shape
         and all(np.array_equal(bits(x), bits(y)) for x, y in zip(chunks(a), chunks(b), strict=True))
     )
+
+
+def sha256(array: np.ndarray) -> str:
+    """Digest of the array's bytes in C order."""
+    digest = hashlib.sha256()
+    for chunk in chunks(array):
+        digest.update(chunk.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -89,6 +89,10 @@ class NotRepresentable(BadInput):
     """The target layout or dtype has no way to express what the source holds."""
 
 
+class CannotUndo(BadInput):
+    """The original bits were asked for, and what is here does not suffice."""
+
+
 class CannotDoHere(NeoconvertError):
     """This machine lacks what was asked for explicitly (a device, a runtime)."""
 

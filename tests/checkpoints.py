@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -35,6 +36,7 @@ class Recipe:
     shards: int = 1
     headless: bool = False
     seed: int = 0
+    finite: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -88,12 +90,29 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], code: str) -> 
     return np.where(where, special[rng.integers(0, 5, size=shape)], array).astype(dtype)
 
 
+def finite(rng: np.random.Generator, name: str, shape: tuple[int, ...], code: str) -> np.ndarray:
+    """Weights as of a trained model, with LayerNorm gains that are hard to undo."""
+    array = rng.normal(0, 0.3, shape)
+    if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")):
+        tiny = float(ml_dtypes.finfo(CODES[code]).smallest_subnormal)
+        hard = np.array([0.0, -1.5, tiny, 300.0, 1e-3, 1.0])
+        array = np.where(rng.random(shape) < 0.4, rng.choice(hard, shape), 1 + array)
+    array[rng.random(shape) < 0.05] = -0.0
+    return array.astype(CODES[code])
+
+
 def tensors_of(recipe: Recipe) -> Tensors:
     """The checkpoint's tensors, by HF name."""
     rng = np.random.default_rng(recipe.seed)
     config = from_hf(recipe.config)
     slots = expand("hf", config.sizes, config.n_layers).values()
-    tensors = {s.name: random_bits(rng, s.shape, recipe.dtype) for s in slots if s.name}
+    tensors = {
+        s.name: finite(rng, s.name, s.shape, recipe.dtype)
+        if recipe.finite
+        else random_bits(rng, s.shape, recipe.dtype)
+        for s in slots
+        if s.name
+    }
     if recipe.tied or recipe.headless:
         del tensors["lm_head.weight"]
     if recipe.headless:

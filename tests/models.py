@@ -15,7 +15,6 @@ from converter.checkpoint.hf_config import from_hf, to_hf
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES, cast, code_named
 from converter.layout import Layout, expand
-from converter.processing.attn_scale import hub_tensor
 
 TINY: dict[str, Any] = {
     "model_type": "gpt_neo",
@@ -96,7 +95,7 @@ def write_as(
     for key, slot in expand(layout, sizes, checkpoint.config.n_layers).items():
         stored = slot.name is not None and slot.in_file(layout, folded=False)
         if stored and not (layout == "hf" and key == HEAD and checkpoint.tied):
-            value = hub_tensor(checkpoint, key, code)
+            value = unscaled_tensor(checkpoint, key, code)
             value = edit(key, value) if edit else value
             tensors[str(slot.name)] = np.ascontiguousarray(slot.to_hub.inverse.apply(value, sizes))
     name = NAMES[code or checkpoint.dtype]
@@ -110,3 +109,17 @@ def write_as(
     path.write_text(json.dumps(document | (config or {})), encoding="utf-8")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+def unscaled_tensor(checkpoint: Checkpoint, key: str, code: str | None = None) -> np.ndarray:
+    """A weight as a model without score divisors must store it, in `hooked` axes.
+
+    W_Q and b_Q of a scaled layer are divided in float64 and rounded once. Written here a
+    second time on purpose: a test that shares the converter's arithmetic shares its faults.
+    """
+    code = code or checkpoint.code(key)
+    layer, divisors = checkpoint.slots[key].layer, checkpoint.config.score_divisors
+    if layer is None or not divisors or not key.endswith((".W_Q", ".b_Q")):
+        return checkpoint.tensor(key, code)
+    exact: np.ndarray = checkpoint.tensor(key).astype(np.float64) / divisors[layer]
+    return cast(exact, code)

@@ -19,11 +19,12 @@ PROGRAM = """
 import json, resource, sys
 from converter.checkpoint import open_checkpoint
 from converter.convert import convert
+from converter.routing import plain
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 small, big, out, layout = sys.argv[1:]
-convert(open_checkpoint(small), __import__('pathlib').Path(out + '-small'), layout=layout, check=False)
+convert(plain(open_checkpoint(small)), __import__('pathlib').Path(out + '-small'), layout=layout, check=False)
 before = peak()
-done = convert(open_checkpoint(big), __import__('pathlib').Path(out), layout=layout, check=False)
+done = convert(plain(open_checkpoint(big)), __import__('pathlib').Path(out), layout=layout, check=False)
 print(json.dumps({'grown': peak() - before, 'model': done.plan.nbytes}))
 """
 

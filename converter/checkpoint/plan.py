@@ -6,9 +6,8 @@ The plan is the dry run, and the writer follows it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from typing import TYPE_CHECKING
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -16,7 +15,10 @@ from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.dtypes import CODES, nbytes
 from converter.errors import UsageError
-from converter.layout import Layout, Slot, Unit, expand
+from converter.layout import Layout, Slot, expand
+
+if TYPE_CHECKING:
+    from converter.route import Route
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,6 @@ class Plan:
     def invented(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.tensors if t.source is None)
 
-    def units(self) -> Iterator[tuple[Unit, int | None, list[Planned]]]:
-        """The tensors unit by unit: embed, each block, final."""
-        for (unit, layer), group in groupby(self.tensors, lambda t: (t.slot.unit, t.slot.layer)):
-            yield unit, layer, list(group)
-
     def in_shard(self, shard: str) -> list[Planned]:
         """A shard's tensors in file order: wide dtypes first, so that each stays aligned."""
         mine = [t for t in self.tensors if t.shard == shard]
@@ -75,20 +72,20 @@ class Plan:
 
 
 def make_plan(
-    source: Checkpoint, layout: Layout, *, dtype: str | None = None, max_shard_size: str = "5GB"
+    route: Route, layout: Layout, *, dtype: str | None = None, max_shard_size: str = "5GB"
 ) -> Plan:
-    """Plan the conversion of `source` to `layout`.
+    """Plan the conversion that `route` describes, to `layout`.
 
     Args:
-        dtype: safetensors code to store in; None keeps each tensor's own.
+        dtype: safetensors code to store in; None keeps the route's own.
         max_shard_size: as the hub's tools write it, such as "5GB" or "500MB".
 
     Raises:
         UsageError: max_shard_size is no size.
     """
-    config = NeoConfig(**{**source.config.__dict__, "score_divisors": ()})
+    source, config = route.source, route.target_config
     slots = expand(layout, config.sizes, config.n_layers)
-    tied = layout == "hf" and source.tied
+    tied = layout == "hf" and route.tied
     wanted = {
         key: slot
         for key, slot in slots.items()
@@ -96,8 +93,7 @@ def make_plan(
         and slot.in_file(layout, folded=config.folded)
         and not (tied and key == HEAD)
     }
-    origins = {key: _origin(source, key) for key in slots}
-    codes = {key: dtype or source.code(key) for key in wanted}
+    codes = {key: dtype or route.code(key) for key in wanted}
     limit = int(max_shard_size) if max_shard_size.isdecimal() else max_shard_size
     try:
         split = split_state_dict_into_shards_factory(
@@ -114,17 +110,25 @@ def make_plan(
         ) from error
     shard_of = {key: file for file, keys in split.filename_to_tensors.items() for key in keys}
     tensors = tuple(
-        Planned(slot, str(slot.name), codes[key], slot.shape, origins[key], shard_of[key])
+        Planned(slot, str(slot.name), codes[key], slot.shape, _origin(source, key), shard_of[key])
         for key, slot in wanted.items()
     )
     dropped = dict.fromkeys(source.dropped, "a buffer, not a weight")
     for key in slots:
         if key not in wanted and key in source.stored:
-            reason = "the embedding again" if key == HEAD else f"zero; {layout} has no such bias"
-            dropped[source.stored[key].name] = reason
+            dropped[source.stored[key].name] = _reason(route, key, layout)
     shards = tuple(sorted(split.filename_to_tensors))
-    steps = ("absorb_attn_scale",) if source.config.score_divisors else ()
-    return Plan(layout, config, tied, tensors, shards, dropped, steps)
+    return Plan(layout, config, tied, tensors, shards, dropped, route.steps)
+
+
+def _reason(route: Route, key: str, layout: Layout) -> str:
+    if key == HEAD:
+        return "the embedding again"
+    if layout == "hooked":
+        return "folded into the weights"
+    if route.reverse != "none":
+        return f"{layout} has no such bias; the weights carry it, or it was none of the original's"
+    return f"zero; {layout} has no such bias"
 
 
 def _origin(source: Checkpoint, key: str) -> str | None:

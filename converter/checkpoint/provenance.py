@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import PROVENANCE
 from converter.dtypes import NAMES
+
+if TYPE_CHECKING:
+    from converter.route import Route
 
 SCHEMA_VERSION = 1
 LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "transformer-lens", "onnxruntime")
@@ -29,7 +31,7 @@ def versions() -> dict[str, str]:
 
 def write(
     directory: Path,
-    source: Checkpoint,
+    route: Route,
     plan: Plan,
     *,
     source_sha256: dict[str, str],
@@ -37,6 +39,7 @@ def write(
     verification: dict[str, Any] | None,
 ) -> None:
     """Write the provenance of an artifact beside it. Same input, same bytes: no date."""
+    source = route.source
     kept = {
         "config": source.original_hf_config,
         "generation_config": source.original_generation_config,
@@ -71,10 +74,12 @@ def write(
                 for t in plan.tensors
             },
         },
+        "route": route.name,
         "steps": list(plan.steps),
+        "reverse": route.reverse,
         "dropped": plan.dropped,
         "invented": list(plan.invented),
-        "tied": plan.tied if plan.layout == "hf" else source.tied,
+        "tied": route.tied,
         "kept": {name: value for name, value in kept.items() if value is not None},
         "verification": verification,
     }

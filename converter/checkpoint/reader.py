@@ -139,7 +139,10 @@ class PickleReader(Reader):
             )
         _refuse_bombs(path)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            with torch.serialization.safe_globals(_numpy_scalars()):
+                content = torch.load(
+                    path, map_location="cpu", weights_only=True, mmap=_is_zip(path)
+                )
         except Exception as error:  # torch raises many kinds; each is this file's fault
             first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
             kind = PickleRefused if "weights_only" in str(error).lower() else CorruptFile
@@ -166,6 +169,14 @@ class PickleReader(Reader):
         dtype = CODES[self.tensors[name].code]
         integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
         return cast(np.ndarray, tensor.view(integers).numpy().view(dtype))
+
+
+def _numpy_scalars() -> list[Any]:
+    """What rebuilds a NumPy number: TransformerLens leaves some in `cfg.to_dict()`."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    old_and_new = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    return [*old_and_new, np.dtype, *kinds]
 
 
 def _is_zip(path: Path) -> bool:
@@ -223,6 +234,8 @@ def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, torch.dtype):
             return str(value).removeprefix("torch.")
+        if isinstance(value, np.generic):
+            return value.item()
         try:
             return json.loads(json.dumps(value))
         except (TypeError, ValueError):

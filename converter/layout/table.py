@@ -125,6 +125,16 @@ class Slot:
     to_hub: Rearrange
     """From this layout to `hooked`; `to_hub.inverse` leads back."""
 
+    @property
+    def prefix(self) -> str:
+        """Of the unit's names: "blocks.3.", "embed." or "final."."""
+        return f"{self.unit.value}." if self.layer is None else f"blocks.{self.layer}."
+
+    @property
+    def local(self) -> str:
+        """The `hooked` name within its unit: "attn.W_Q" of "blocks.3.attn.W_Q"."""
+        return self.key if self.layer is None else self.key.removeprefix(self.prefix)
+
     def in_file(self, layout: Layout, *, folded: bool) -> bool:
         """Whether a file of this layout and state holds the tensor."""
         if self.absence is None:

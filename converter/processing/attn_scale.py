@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint, NeoConfig
-from converter.dtypes import cast
-from converter.layout import Slot
+SCALED = ("attn.W_Q", "attn.b_Q")
 
 
-def absorb(array: np.ndarray, config: NeoConfig, slot: Slot, code: str) -> np.ndarray:
-    """A weight in `hooked` axes as unscaled GPT-Neo needs it, stored as `code`.
+def unscaled(name: str, array: np.ndarray, divisor: float) -> np.ndarray:
+    """A block's weight, by its `hooked` name within the block, for scores divided by nothing.
 
-    W_Q and b_Q of a scaled layer are divided in float64 and cast once; all else is only cast.
+    W_Q and b_Q are divided in float64 and returned so; all else is returned as it is.
     """
-    scaled = slot.layer is not None and slot.key.endswith((".W_Q", ".b_Q"))
-    if scaled and config.score_divisors:
-        array = array.astype(np.float64) / config.score_divisors[slot.layer or 0]
-    return cast(array, code)
-
-
-def hub_tensor(checkpoint: Checkpoint, key: str, code: str | None = None) -> np.ndarray:
-    """`absorb` on a checkpoint's weight, by its `hooked` name; `code` None: its own dtype."""
-    slot = checkpoint.slots[key]
-    return absorb(checkpoint.tensor(key), checkpoint.config, slot, code or checkpoint.code(key))
+    if name not in SCALED or divisor == 1:
+        return array
+    result: np.ndarray = array.astype(np.float64) / divisor
+    return result

@@ -226,9 +226,8 @@ def _narrow(array: NDArray[Any], coded: bool, double: bool) -> NDArray[Any]:
     """
     if array.dtype.kind == "i" or double or (coded and array.ndim < 3):
         return array
-    with np.errstate(over="ignore"):
-        narrow = array.astype(np.float32)
-    return narrow if np.array_equal(np.isfinite(narrow), np.isfinite(array)) else array
+    with np.errstate(over="ignore"):  # weights of such size were infinite in storage before
+        return array.astype(np.float32)
 
 
 def _rounding(processed: Stored) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from converter.errors import BadInput
 from converter.processing.fold_value_biases import B_V, W_O, FoldValueBiases

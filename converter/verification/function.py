@@ -6,6 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -13,10 +14,11 @@ from converter.checkpoint import Checkpoint
 from converter.dtypes import CODES
 from converter.errors import BadInput, VerificationFailed
 from converter.progress import Progress
+from converter.route import Expected, Route
 from converter.verification.judge import Errors, Floor, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.probes import AFFORDABLE, Probe, cost
-from converter.verification.reference import Forward, Storage, forward
+from converter.verification.reference import Forward, Source, forward
 from converter.verification.result import ProbeResult, RuntimeInfo
 from converter.verification.runtimes import Runtime, exact_float32, open_runtime
 
@@ -31,7 +33,7 @@ class Comparison:
 
 
 def compare_function(
-    original: Checkpoint,
+    route: Route,
     artifact: Checkpoint,
     probes: Sequence[Probe],
     *,
@@ -45,9 +47,9 @@ def compare_function(
 
     Raises: see `converter.verification.verify`.
     """
-    with _threads_for(cost(original.config, sum(probe.tokens.size for probe in probes))):
+    with _threads_for(cost(artifact.config, sum(probe.tokens.size for probe in probes))):
         return _compare(
-            original, artifact, probes, device=device, runtime=runtime,
+            route, artifact, probes, device=device, runtime=runtime,
             max_ratio=max_ratio, seed=seed, say=say,
         )  # fmt: skip
 
@@ -57,7 +59,7 @@ def _threads_for(work: float) -> Iterator[None]:
     """One thread for small models: on a busy machine, threads that wait for one another cost
     more than all the arithmetic."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if work < 1e9 else before)
+    torch.set_num_threads(1 if work < 1e10 else before)
     try:
         yield
     finally:
@@ -65,7 +67,7 @@ def _threads_for(work: float) -> Iterator[None]:
 
 
 def _compare(
-    original: Checkpoint,
+    route: Route,
     artifact: Checkpoint,
     probes: Sequence[Probe],
     *,
@@ -75,16 +77,16 @@ def _compare(
     seed: int,
     say: Progress,
 ) -> Comparison:
-    where = resolve_device(device)
+    original, where = route.source, resolve_device(device)
     say("reference: float64")
     true = forward(original, probes, dtype=torch.float64, device=where)
-    storage = rounding(original, artifact)
+    rounded = rounding(route, artifact)
     stored = true
-    if storage is not None:
+    if rounded is not None:
         say("reference: float64, weights rounded")
-        stored = forward(original, probes, dtype=torch.float64, storage=storage, device=where)
+        stored = forward(rounded, probes, dtype=torch.float64, device=where)
     say("noise floor")
-    noise = _noise(original, stored, storage, seed)
+    noise = _noise(rounded or original, stored, seed)
     first = open_runtime(original, device, runtime)
     ran = [_info(first, "original")]
     own = _measure_all(first, true, [0.0] * len(probes), say)
@@ -92,6 +94,11 @@ def _compare(
     _release()
     problems = _strange_original(own, noise, probes, ran[0], max_ratio)
     floors = [pooled_floor([run, *more]) for run, more in zip(own, noise, strict=True)]
+    if rounded is not None and route.whole_units:
+        # Rounding would hide a fault of processing: without it, the function must be the same.
+        say("processing: float64")
+        made = forward(Expected(route, "F64"), probes, dtype=torch.float64, device=where)
+        problems += _changed_function(true, made, floors, probes, max_ratio)
     try:
         second = open_runtime(artifact, device, runtime)
     except BadInput as error:
@@ -101,52 +108,66 @@ def _compare(
     what = ran[1].name
     del second
     _release()
+    costs: list[float | None] = [None] * len(probes)
+    if rounded is not None:
+        pairs = ((true, stored, index) for index in range(len(probes)))
+        costs = [measure(a, i, [partial(b.at, i)])[0].max_abs for a, b, i in pairs]
     results = tuple(
-        _judge(
-            probe, what, run, before, floor, max_ratio,
-            None if storage is None else measure(true, index, stored.logits(index)).max_abs,
+        _judge(probe, what, run, before, floor, max_ratio, storage_cost)
+        for probe, run, before, floor, storage_cost in zip(
+            probes, found, own, floors, costs, strict=True
         )
-        for index, (probe, run, before, floor) in enumerate(
-            zip(probes, found, own, floors, strict=True)
-        )
-    )  # fmt: skip
+    )
     problems += [f"Probe {r.name!r}: {r.reason}." for r in results if not r.passed]
+    if not any(r.compared for r in results):
+        problems.append("No log-probability is finite: nothing could be compared.")
     return Comparison(tuple(ran), results, tuple(problems))
 
 
-def rounding(original: Checkpoint, artifact: Checkpoint) -> Storage | None:
-    """How the artifact rounds the original's weights; None where it rounds none of them."""
+def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
+    """The weights as the artifact's dtype rounds them; None where it is no coarser than the
+    original's, so that all the rounding there is belongs to the judged error."""
+    original = route.source
 
     def rounds(key: str) -> bool:
         a, b = original.code(key), artifact.code(key)
         return a != b and CODES[b].itemsize <= CODES[a].itemsize
 
-    absorb = original.config.score_divisors != artifact.config.score_divisors
-    if not absorb and not any(rounds(key) for key in original.stored):
+    absorbs = route.absorbs and bool(original.config.score_divisors)
+    if not absorbs and not any(rounds(key) for key in original.stored):
         return None
-    return Storage({key: artifact.code(key) for key in artifact.slots}, absorb)
+    return Expected(route, {key: artifact.code(key) for key in artifact.slots})
 
 
-def _noise(
-    original: Checkpoint, reference: Forward, storage: Storage | None, seed: int
-) -> list[list[Errors]]:
+def _changed_function(
+    true: Forward, made: Forward, floors: Sequence[Floor], probes: Sequence[Probe], limit: float
+) -> list[str]:
+    for index, (probe, floor) in enumerate(zip(probes, floors, strict=True)):
+        ratio = measure(true, index, [partial(made.at, index)])[0].ratio(floor)
+        if not ratio <= limit:
+            return [
+                f"Before rounding, the processed weights compute another function (probe"
+                f" {probe.name!r}, {ratio:.3g} times float32's own noise)."
+            ]
+    return []
+
+
+def _noise(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
     """For each probe, our own float32 runs with jittered embeddings, against the reference."""
     probes = reference.probes
-    positions = sum(probe.tokens.size for probe in probes)
-    runs = 4 if cost(original.config, positions) <= AFFORDABLE else 2
+    runs = 4 if sum(cost(source.config, p.tokens.size) for p in probes) < AFFORDABLE / 10 else 2
     many = [probe for _ in range(runs) for probe in probes]
+    results = []
     with exact_float32():
         jittered = forward(
-            original, many, dtype=torch.float32, storage=storage,
+            source, many, dtype=torch.float32,
             device=reference.final[0].device, jitter=[seed * 1000 + i for i in range(len(many))],
         )  # fmt: skip
-        return [
-            [
-                measure(reference, index, jittered.logits(run * len(probes) + index))
-                for run in range(runs)
-            ]
-            for index in range(len(probes))
-        ]
+        for index in range(len(probes)):
+            copies = range(index, len(many), len(probes))
+            rows = [partial(jittered.at, copy) for copy in copies]
+            results.append(measure(reference, index, rows))
+    return results
 
 
 def _measure_all(
@@ -155,7 +176,7 @@ def _measure_all(
     results = []
     for index, (probe, margin) in enumerate(zip(reference.probes, margins, strict=True)):
         say(f"{runtime.what}: {probe.name}")
-        results.append(measure(reference, index, runtime.logits(probe), margin=margin))
+        results += measure(reference, index, [runtime.logits(probe)], margin=margin)
     return results
 
 
@@ -190,8 +211,6 @@ def _judge(
     reason = None
     if not run.same_classes(original):
         reason = "NaN or infinity where the original has none, or the reverse"
-    elif not run.compared:
-        reason = "no log-probability is finite, so nothing could be compared"
     elif not ratio <= max_ratio:
         reason = f"{ratio:.3g} times float32's own noise, more than {max_ratio:g}"
     return ProbeResult(
@@ -203,6 +222,7 @@ def _judge(
         top1_agreement=run.top1_agreement,
         noise_floor=floor.max_abs,
         ratio=ratio,
+        compared=run.compared,
         passed=reason is None,
         reason=reason,
         storage_max_abs_logprob_diff=storage_cost,
@@ -220,21 +240,23 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-def first_divergent_unit(original: Checkpoint, artifact: Checkpoint, probe: Probe) -> str | None:
-    """The first unit after which the two residual streams differ, both computed by our own
-    float64 forward. None: files and configs compute the same, so the software differs."""
+def first_divergent_unit(route: Route, artifact: Checkpoint, probe: Probe) -> str | None:
+    """The first unit after which the residual streams of the artifact and of what it must be
+    differ, both by our own float64 forward. None: the weights compute the same, so the software
+    or the route itself differs."""
 
-    def stream(checkpoint: Checkpoint, storage: Storage | None) -> dict[str, torch.Tensor]:
+    def stream(source: Source) -> dict[str, torch.Tensor]:
         units: dict[str, torch.Tensor] = {}
 
         def keep(unit: str, residuals: Sequence[torch.Tensor]) -> None:
             units[unit] = residuals[0]
 
-        forward(checkpoint, [probe], dtype=torch.float64, storage=storage, watch=keep)
+        forward(source, [probe], dtype=torch.float64, watch=keep)
         return units
 
-    found = stream(artifact, None)
-    for unit, expected in stream(original, rounding(original, artifact)).items():
+    found = stream(artifact)
+    codes = {key: artifact.code(key) for key in artifact.slots}
+    for unit, expected in stream(Expected(route, codes)).items():
         error = (found[unit] - expected).abs().max()
         if not error <= 1e-9 * expected.abs().max():
             return unit

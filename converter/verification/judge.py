@@ -16,7 +16,7 @@ The floor is never below the rounding of the logits themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ from converter.verification.reference import Forward
 if TYPE_CHECKING:
     from torch import Tensor
 
+_CACHE = 2**17
+"""Elements worked on at a time: what a processor's cache holds."""
+Rows = Callable[["Tensor"], "Tensor"]
 ULP = 2.0**-23
 """float32's unit in the last place, relative."""
 
@@ -71,49 +74,130 @@ def _quotient(error: float, floor: float) -> float:
     return error / floor if floor else math.inf
 
 
-def measure(reference: Forward, index: int, logits: Tensor, *, margin: float = 0.0) -> Errors:
-    """Compare a run's logits [batch, pos, v] on probe `index` with the reference."""
+def measure(
+    reference: Forward, index: int, runs: Sequence[Tensor | Rows], *, margin: float = 0.0
+) -> list[Errors]:
+    """Compare runs of probe `index` with the reference, some positions at a time.
+
+    `runs`: a run's logits [batch, pos, v], or a function from indices into the flattened
+    [batch · pos] to these rows' logits. `margin`: see `Errors.top1_agreement`.
+    """
     import torch
 
-    flat = logits.flatten(0, 1)
-    classes: dict[int, Tensor] = {}
-    largest = total = squares = kl = scale = 0.0
-    compared = positions = decided = agreed = 0
+    sources = [_rows_of(run) if isinstance(run, torch.Tensor) else run for run in runs]
+    tallies = [_Tally(margin) for _ in runs]
     with torch.inference_mode():
         for rows, expected in reference.rows(index):
-            normaliser = expected.logsumexp(-1, keepdim=True)
-            run = flat[rows.to(flat.device)].to(expected.device, torch.float64)
-            p, q = expected - normaliser, run.log_softmax(-1)
-            bad = ~q.isfinite()
-            for row in bad.any(-1).nonzero().flatten().tolist():
-                kinds = q[row].isnan() * 1 + q[row].isposinf() * 2 + q[row].isneginf() * 3
-                classes[int(rows[row])] = kinds.to("cpu", torch.uint8)
-            usable = p.isfinite() & ~bad
-            error = torch.where(usable, q - p, 0.0)
-            size = error.abs()
-            largest = max(largest, float(size.max()))
-            total += float(size.sum())
-            squares += float(size.square().sum())
-            compared += int(usable.sum())
-            kl += float(-(torch.where(usable, p, -math.inf).exp() * error).sum())
-            for part in (torch.where(usable, expected, 0.0), normaliser):
-                scale = max(scale, float(part.nan_to_num(0, 0, 0).abs().max()))
-            positions += len(rows)
-            lead = p.topk(min(2, p.shape[-1]), -1)
-            decisive = lead.values[:, 0] - lead.values[:, -1] > margin
-            decided += int(decisive.sum())
-            agreed += int((decisive & (q.argmax(-1) == lead.indices[:, 0])).sum())
-    n = max(compared, 1)
-    return Errors(
-        max_abs=largest,
-        mean_abs=total / n,
-        rms=math.sqrt(squares / n),
-        kl=max(kl / max(positions, 1), 0.0),
-        top1_agreement=agreed / decided if decided else 1.0,
-        scale=scale,
-        compared=compared,
-        classes=classes,
-    )
+            found = [source(rows).to(expected.device) for source in sources]
+            few = max(1, _CACHE // expected.shape[1])
+            pieces = zip(*(x.split(few) for x in (rows, expected, *found)), strict=True)  # type: ignore[no-untyped-call]
+            for row, logits, *others in pieces:
+                exact = _Exact.of(row, logits)
+                for tally, other in zip(tallies, others, strict=True):
+                    tally.add(exact, other.to(torch.float64))
+    return [tally.errors() for tally in tallies]
+
+
+def _rows_of(logits: Tensor) -> Rows:
+    flat = logits.flatten(0, 1)
+    return lambda rows: flat[rows.to(flat.device)]
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """Some rows of the reference: log-probabilities [rows, v] and what is derived from them."""
+
+    rows: Tensor
+    logp: Tensor
+    p: Tensor
+    scale: float
+    """Largest |logit| or |logsumexp|."""
+    top: Tensor
+    lead: Tensor
+    """How far the most likely token is ahead of the next."""
+
+    @staticmethod
+    def of(rows: Tensor, logits: Tensor) -> _Exact:
+        import torch
+
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        logp = logits - normaliser
+        sizes = torch.stack([logits.amax(-1), logits.amin(-1), normaliser[:, 0]])
+        best, top = logp.max(-1)
+        rest = logp.scatter(-1, top[:, None], -math.inf).amax(-1)
+        return _Exact(
+            rows=rows,
+            logp=logp,
+            p=logp.exp(),
+            scale=_largest(sizes[sizes.isfinite()]),
+            top=top,
+            lead=best - rest,
+        )
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+@dataclass
+class _Tally:
+    """Sums over the positions seen so far."""
+
+    margin: float
+    max_abs: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    kl: float = 0.0
+    scale: float = 0.0
+    compared: int = 0
+    positions: int = 0
+    decided: int = 0
+    agreed: int = 0
+    classes: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, exact: _Exact, logits: Tensor) -> None:
+        """logits: the run's, float64 [rows, v]."""
+        q = logits - logits.logsumexp(-1, keepdim=True)
+        error = q - exact.logp
+        weighted = exact.p * error
+        # Where both are finite, so is their difference; and an infinity makes the sum infinite.
+        if not math.isfinite(float(error.sum())):
+            usable = q.isfinite() & exact.logp.isfinite()
+            self._note_classes(exact.rows, q)
+            error, weighted = error.where(usable, 0.0), weighted.where(usable, 0.0)
+            self.compared += int(usable.sum())
+        else:
+            self.compared += error.numel()
+        self.kl -= float(weighted.sum())
+        error = error.abs()
+        self.max_abs = max(self.max_abs, float(error.max()))
+        self.total += float(error.sum())
+        self.squares += float(error.square().sum())
+        self.scale = max(self.scale, exact.scale)
+        self.positions += len(exact.rows)
+        decisive = exact.lead > self.margin
+        self.decided += int(decisive.sum())
+        self.agreed += int((decisive & (logits.argmax(-1) == exact.top)).sum())
+
+    def _note_classes(self, rows: Tensor, q: Tensor) -> None:
+        import torch
+
+        for row in (~q.isfinite()).any(-1).nonzero().flatten().tolist():
+            kinds = q[row].isnan() * 1 + q[row].isposinf() * 2 + q[row].isneginf() * 3
+            self.classes[int(rows[row])] = kinds.to("cpu", torch.uint8)
+
+    def errors(self) -> Errors:
+        n = max(self.compared, 1)
+        return Errors(
+            max_abs=self.max_abs,
+            mean_abs=self.total / n,
+            rms=math.sqrt(self.squares / n),
+            kl=max(self.kl / max(self.positions, 1), 0.0),
+            top1_agreement=self.agreed / self.decided if self.decided else 1.0,
+            scale=self.scale,
+            compared=self.compared,
+            classes=self.classes,
+        )
 
 
 def pooled_floor(runs: Sequence[Errors]) -> Floor:

@@ -10,8 +10,10 @@ import numpy as np
 
 from converter.checkpoint import NeoConfig
 
-AFFORDABLE = 3e11
-"""Positions times weights that one probe may cost: some ten seconds in float64 on two cores."""
+AFFORDABLE = 5e10
+"""What one probe may cost, in multiply-adds: some ten seconds in float64 on two cores."""
+MAX_LOGITS = 2**26
+"""Logits of a probe of two rows: 256 MiB in float32. Libraries return them all at once."""
 
 TEXT = """\
 Once upon a time there was a little fox who counted everything she saw: 3 apples, 12 birds,
@@ -57,7 +59,8 @@ def standard_probes(
     """
     probes = []
     for name, length in _lengths(config):
-        batch = 2 if length <= 16 or cost(config, 2 * length) <= AFFORDABLE else 1
+        work, logits = cost(config, 2 * length), 2 * length * config.d_vocab
+        batch = 2 if length <= 16 or (work <= AFFORDABLE and logits <= MAX_LOGITS) else 1
         probes.append(Probe(name, _random_tokens(config.d_vocab, batch, length, seed)))
     padded = min(config.n_ctx, 12)
     if padded > 1:
@@ -79,7 +82,7 @@ def _lengths(config: NeoConfig) -> Iterator[tuple[str, int]]:
             ("window + 1", window + 1),
             ("beyond two windows", 2 * window + 3),
         ]
-    if cost(config, config.n_ctx) <= AFFORDABLE:
+    if cost(config, config.n_ctx) <= AFFORDABLE and config.n_ctx * config.d_vocab <= 2 * MAX_LOGITS:
         wanted.append(("context", config.n_ctx))
     seen = set()
     for name, length in wanted:
@@ -93,8 +96,9 @@ def cost(config: NeoConfig, positions: int) -> float:
     """Multiply-adds of a forward pass over this many positions of one sequence."""
     d, f = config.d_model, config.d_mlp
     weights = config.n_layers * (4 * d * d + 2 * d * f) + d * config.d_vocab
-    attention = config.n_layers * positions * 2 * d
-    return float(positions) * (weights + attention)
+    # An exponential costs as much as some twenty products: for each score, for each logit.
+    softmax = 20 * (config.n_layers * config.n_heads * positions + config.d_vocab)
+    return float(positions) * (weights + config.n_layers * positions * 2 * d + softmax)
 
 
 def _random_tokens(d_vocab: int, batch: int, length: int, seed: int) -> np.ndarray:

@@ -20,15 +20,14 @@ the model's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint, NeoConfig
+from converter.checkpoint import NeoConfig
 from converter.dtypes import cast
-from converter.processing.attn_scale import hub_tensor
 from converter.verification.activations import Activation, activation_named
 from converter.verification.probes import Probe
 
@@ -38,44 +37,36 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str, Sequence["Tensor"]], None]
 _CHUNK_BYTES = 64 * 2**20
+_QUERIES = 128
 
 
-@dataclass(frozen=True)
-class Storage:
-    """How an artifact stores an original's weights, when that rounds them."""
+class Source(Protocol):
+    """Weights by `hooked` name, in `hooked` axes: a checkpoint, or what one would become."""
 
-    codes: str | Mapping[str, str]
-    """A safetensors code for all, or one for each `hooked` name."""
-    absorb: bool = False
-    """Whether score divisors go into W_Q and b_Q, before these are rounded."""
+    @property
+    def config(self) -> NeoConfig: ...
 
-    def tensor(self, checkpoint: Checkpoint, key: str) -> np.ndarray:
-        code = self.codes if isinstance(self.codes, str) else self.codes[key]
-        return (hub_tensor if self.absorb else Checkpoint.tensor)(checkpoint, key, code)
+    def tensor(self, key: str) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Reads a checkpoint's weights as torch tensors: rounded to `storage`, then to `dtype`."""
+    """Reads weights as torch tensors of `dtype`."""
 
-    checkpoint: Checkpoint
+    source: Source
     dtype: torch.dtype
-    storage: Storage | None
     device: torch.device
 
     def __call__(self, key: str) -> Tensor:
         return self.widen(self.raw(key))
 
     def raw(self, key: str) -> np.ndarray:
-        if self.storage is None:
-            return self.checkpoint.tensor(key)
-        return self.storage.tensor(self.checkpoint, key)
+        return self.source.tensor(key)
 
     def divisor(self, layer: int) -> float | None:
         """What the layer's scores are divided by, or None."""
-        divisors = self.checkpoint.config.score_divisors
-        absorbed = self.storage is not None and self.storage.absorb
-        return divisors[layer] if divisors and not absorbed else None
+        divisors = self.source.config.score_divisors
+        return divisors[layer] if divisors else None
 
     def widen(self, array: np.ndarray) -> Tensor:
         import torch
@@ -112,14 +103,19 @@ class Forward:
         """
         import torch
 
-        final = self.final[index].flatten(0, 1)
+        count = self.final[index].shape[:2].numel()
         mask = self.probes[index].mask
-        wanted = torch.arange(final.shape[0])
+        wanted = torch.arange(count)
         if mask is not None:
             wanted = wanted[torch.from_numpy(mask.reshape(-1).copy())]
         step = max(1, _CHUNK_BYTES // (8 * self.head.shape[1]))
         for chunk in torch.split(wanted, step):
-            yield chunk, self._unembed(final[chunk.to(final.device)])
+            yield chunk, self.at(index, chunk)
+
+    def at(self, index: int, rows: Tensor) -> Tensor:
+        """The logits [rows, v] at these indices into a probe's flattened [batch · pos]."""
+        final = self.final[index].flatten(0, 1)
+        return self._unembed(final[rows.to(final.device)])
 
     def _unembed(self, final: Tensor) -> Tensor:
         """final [rows, d] -> logits [rows, v], the head widened a block of columns at a time."""
@@ -133,11 +129,10 @@ class Forward:
 
 
 def forward(
-    checkpoint: Checkpoint,
+    source: Source,
     probes: Sequence[Probe],
     *,
     dtype: torch.dtype,
-    storage: Storage | None = None,
     device: torch.device | str = "cpu",
     jitter: Sequence[int | None] | None = None,
     watch: Watch | None = None,
@@ -146,7 +141,6 @@ def forward(
 
     Args:
         dtype: torch.float64 or torch.float32, of weights and of all arithmetic.
-        storage: weights are first rounded as an artifact stores them.
         jitter: for each probe None or a seed: the embeddings' last bits are then moved, which
             shows how the model amplifies rounding.
         watch: called with ("embed" | "block i" | "final", residual streams) after each unit.
@@ -156,11 +150,13 @@ def forward(
     """
     import torch
 
-    config = checkpoint.config
-    weights = _Weights(checkpoint, dtype, storage, torch.device(device))
+    config = source.config
+    weights = _Weights(source, dtype, torch.device(device))
     activation = activation_named(config.act_fn, dtype)
     with torch.inference_mode():
-        masks = [_allowed(probe, weights.device) for probe in probes]
+        masks = [
+            None if p.mask is None else torch.from_numpy(p.mask).to(weights.device) for p in probes
+        ]
         residuals = _embed(weights, probes, jitter)
         if watch:
             watch("embed", residuals)
@@ -203,7 +199,7 @@ def _block(
     config: NeoConfig,
     layer: int,
     residuals: list[Tensor],
-    masks: Sequence[Callable[[int | None], Tensor]],
+    masks: Sequence[Tensor | None],
     activation: Activation,
 ) -> None:
     """Block `layer`, applied to each probe's residual stream in place of it."""
@@ -223,7 +219,7 @@ def _block(
         q, k, v = (
             ((x @ matrix).view(*x.shape[:2], n, h) + bias).transpose(1, 2) for matrix, bias in qkv
         )
-        mixed = _attend(q, k, v, masks[index](window), divisor)
+        mixed = _attend(q, k, v, masks[index], window, divisor)
         residuals[index] = residual + (mixed.transpose(1, 2).flatten(2) @ output + output_bias)
     del qkv, output
     norm = w("ln2.w"), w("ln2.b")
@@ -233,38 +229,33 @@ def _block(
         residuals[index] = residual + (activation(x @ w_in + b_in) @ w_out + b_out)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, divisor: float | None) -> Tensor:
-    """softmax(q kᵀ / divisor) v, a batch row at a time. q, k, v [batch, n, pos, h];
-    allowed bool [batch or 1, query, key]."""
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int | None, divisor: float | None
+) -> Tensor:
+    """softmax(q kᵀ / divisor) v over the keys that each query sees, some queries at a time.
+
+    q, k, v [batch, n, pos, h]; mask bool [batch, pos], False at padding.
+    """
     import torch
 
+    length = q.shape[2]
+    position = torch.arange(length, device=q.device)
     mixed = torch.empty_like(q)
     for row in range(q.shape[0]):
-        scores = q[row] @ k[row].transpose(-1, -2)
-        if divisor is not None:
-            scores = scores / divisor
-        scores = scores.masked_fill(~allowed[min(row, allowed.shape[0] - 1)], -math.inf)
-        mixed[row] = scores.softmax(-1) @ v[row]
+        for start in range(0, length, _QUERIES):
+            stop = min(start + _QUERIES, length)
+            first = 0 if window is None else max(0, start - window + 1)
+            ago = position[start:stop, None] - position[first:stop]
+            seen = ago >= 0 if window is None else (ago >= 0) & (ago < window)
+            if mask is not None:
+                # Padding sees itself: a row without a key would be NaN, and NaN times 0 is NaN.
+                seen = (seen & mask[row, first:stop]) | (ago == 0)
+            scores = q[row, :, start:stop] @ k[row, :, first:stop].transpose(-1, -2)
+            if divisor is not None:
+                scores = scores / divisor
+            weights = scores.masked_fill_(~seen, -math.inf).softmax(-1)
+            mixed[row, :, start:stop] = weights @ v[row, :, first:stop]
     return mixed
-
-
-def _allowed(probe: Probe, device: torch.device) -> Callable[[int | None], Tensor]:
-    """For a window (None: global), which keys each query sees: bool [batch or 1, query, key]."""
-    import torch
-
-    length = probe.tokens.shape[1]
-    positions = torch.arange(length, device=device)
-    ago = positions[:, None] - positions[None, :]
-
-    def allowed(window: int | None) -> Tensor:
-        seen = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
-        if probe.mask is None:
-            return seen[None]
-        real = torch.from_numpy(probe.mask).to(device)
-        # Padding sees itself: a row without any key would be NaN, and NaN times zero is NaN.
-        return (seen & real[:, None, :]) | (ago == 0)
-
-    return allowed
 
 
 def _layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:

@@ -43,6 +43,9 @@ class ProbeResult:
     ratio: float
     """How many times its floor the artifact's error is: by maximum or by root mean square,
     whichever is larger."""
+    compared: int
+    """Log-probabilities compared: those that are finite. NaN and infinities must be where the
+    original's are."""
     passed: bool
     reason: str | None = None
     """Why it failed."""

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.progress import Progress, silent
+from converter.route import Route
+from converter.routing import between
 from converter.verification.probes import Probe, standard_probes
 from converter.verification.result import Divergence, ProbeResult, RuntimeInfo, Verification
 from converter.verification.weights import WeightCheck, compare_weights, require_same_sizes
@@ -27,6 +29,7 @@ def verify(
     original: Checkpoint,
     artifact: Checkpoint,
     *,
+    route: Route | None = None,
     checks: Collection[str] = CHECKS,
     device: str = "auto",
     runtime: str | None = None,
@@ -38,6 +41,7 @@ def verify(
     """Compare an artifact with the checkpoint it was made from.
 
     Args:
+        route: how the artifact was made from the original; None: as its provenance says.
         checks: any of "weights" (bit for bit, config included) and "function".
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_ratio: how many times float32's own noise the artifact may be off (MAX_RATIO).
@@ -59,11 +63,12 @@ def verify(
     limit = MAX_RATIO if max_ratio is None else max_ratio
     say = progress or silent
     require_same_sizes(original, artifact)
+    route = route or between(original, artifact)
     problems: list[str] = []
     weights: WeightCheck | None = None
     divergence: Divergence | None = None
     if "weights" in checks:
-        weights = compare_weights(original, artifact, say)
+        weights = compare_weights(route, artifact, say)
         problems += _weight_problems(weights)
         divergence = _first(weights)
     runtimes: tuple[RuntimeInfo, ...] = ()
@@ -79,7 +84,7 @@ def verify(
         from converter.verification.function import compare_function, first_divergent_unit
 
         ran = compare_function(
-            original, artifact, probes, device=device, runtime=runtime,
+            route, artifact, probes, device=device, runtime=runtime,
             max_ratio=limit, seed=seed, say=say,
         )  # fmt: skip
         runtimes, results = ran.runtimes, ran.probes
@@ -87,7 +92,7 @@ def verify(
         failed = next((p for p, r in zip(probes, results, strict=True) if not r.passed), None)
         if failed is not None and divergence is None:
             say("finding where they part")
-            unit = first_divergent_unit(original, artifact, failed)
+            unit = first_divergent_unit(route, artifact, failed)
             divergence = None if unit is None else Divergence(unit, None)
     return Verification(
         passed=not problems,

@@ -9,8 +9,8 @@ import numpy as np
 from converter.checkpoint import HEAD, Checkpoint
 from converter.dtypes import same_bits
 from converter.errors import TensorMismatch
-from converter.processing.attn_scale import hub_tensor
 from converter.progress import Progress, silent
+from converter.route import Expected, Route
 
 SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab")
 
@@ -61,19 +61,19 @@ def require_same_sizes(original: Checkpoint, artifact: Checkpoint) -> None:
 
 
 def compare_weights(
-    original: Checkpoint,
+    route: Route,
     artifact: Checkpoint,
     progress: Progress = silent,
 ) -> WeightCheck:
-    """Every tensor of the artifact against the original's, cast to the artifact's dtype.
+    """Every tensor of the artifact against what `route` makes of the original, cast to the
+    artifact's dtype.
 
     Raises:
         TensorMismatch: the sizes differ.
     """
+    original = route.source
     require_same_sizes(original, artifact)
-    # Score divisors that both keep change nothing.
-    keeps = original.config.score_divisors == artifact.config.score_divisors
-    tensor = Checkpoint.tensor if keeps else hub_tensor
+    made = Expected(route, {key: artifact.code(key) for key in artifact.slots})
     mismatches = []
     compared = done = 0
     total = sum(stored.nbytes for stored in artifact.stored.values())
@@ -84,7 +84,7 @@ def compare_weights(
         done += artifact.stored[key].nbytes if key in artifact.stored else 0
         progress(f"weights: {key}", done, total)
         found = artifact.tensor(key)
-        expected = tensor(original, key, artifact.code(key))
+        expected = made.tensor(key)
         # A tensor left out as neutral stands for a value, and has no bits of its own.
         bitwise = key in artifact.stored or key == HEAD
         if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):

@@ -1,0 +1,54 @@
+"""The files beside the weights: configs and tokenizer, as each layout's own loaders look for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint.checkpoint import EMBEDDING
+from converter.checkpoint.hf_config import to_hf
+from converter.checkpoint.plan import Plan
+from converter.checkpoint.tl_config import to_tl
+from converter.dtypes import NAMES
+
+if TYPE_CHECKING:
+    from converter.route import Route
+
+
+def write(route: Route, plan: Plan, stage: Path, *, recast: bool) -> None:
+    """Write config and tokenizer files. `recast`: the storage dtype was asked for."""
+    source = route.source
+    if plan.layout == "hooked":
+        _write_json(stage / "cfg.json", cfg(route, plan))
+    else:
+        base = source.original_hf_config
+        dtype = _dtype(plan) if recast or base is None else None
+        config = to_hf(plan.config, base, tied=route.tied, dtype=dtype)
+        _write_json(stage / "config.json", config)
+        if plan.layout == "hf":
+            generation = source.original_generation_config or _generation_config(config)
+            _write_json(stage / "generation_config.json", generation)
+    for path in source.source.tokenizer_files():
+        shutil.copyfile(path, stage / path.name)
+
+
+def cfg(route: Route, plan: Plan) -> dict[str, Any]:
+    """TransformerLens's config. NotRepresentable where TL lacks the activation."""
+    source = route.source
+    name = Path(source.source.given).resolve().name or "gpt-neo"
+    return to_tl(plan.config, source.original_tl_config, dtype=_dtype(plan), model_name=name)
+
+
+def _dtype(plan: Plan) -> str:
+    return NAMES[next(t.code for t in plan.tensors if t.slot.key == EMBEDDING)]
+
+
+def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
+    tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"_from_model_config": True} | {k: v for k, v in tokens.items() if v is not None}
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

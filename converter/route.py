@@ -1,0 +1,199 @@
+"""What becomes of the weights between source and target: nothing, processing, or its inverse.
+
+A route says what the target will be before a weight is read, and makes its weights unit by unit.
+The writer and the verifier take the same route: what is on disk must be what it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
+from converter.checkpoint.ledger_file import LedgerFile
+from converter.dtypes import CODES, cast
+from converter.layout import Slot
+from converter.processing import Carry, Step, absorb, apply_all, homeless
+from converter.processing.attn_scale import unscaled
+from converter.processing.ledger import decode_unit
+
+Array = NDArray[Any]
+Tensors = dict[str, Array]
+"""A unit's tensors by `hooked` name without `blocks.{i}.`, in `hooked` axes."""
+_CARRY = Carry()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A unit's weights on the far side: float64 where computed, stored bits where only moved."""
+
+    tensors: Tensors
+    records: Sequence[Mapping[str, Array]] = ()
+
+
+@dataclass(frozen=True)
+class Route:
+    """The plain route: weights are moved, not computed (but for an attention scale)."""
+
+    source: Checkpoint
+    folded: bool
+    """Whether the target's LayerNorms are folded."""
+    tied: bool
+    """Whether the target's head is its embedding."""
+    steps: tuple[str, ...] = ()
+    """TransformerLens's names of the steps that the target's weights have gone through."""
+    reverse: str = "none"
+    remarks: tuple[str, ...] = ()
+    """What a person should know of what was found and decided."""
+    absorbs: bool = True
+    """Whether attention scales go into W_Q and b_Q, as GPT-Neo needs it."""
+
+    name = "plain"
+    whole_units = False
+    """Whether a tensor's making needs the others of its unit."""
+
+    @property
+    def target_config(self) -> NeoConfig:
+        divisors = () if self.absorbs else self.source.config.score_divisors
+        return replace(self.source.config, folded=self.folded, score_divisors=divisors)
+
+    def code(self, key: str) -> str:
+        """The storage dtype the target keeps unless told otherwise."""
+        return self.source.code(key)
+
+    def make(self, unit: Tensors, layer: int | None) -> Made:
+        """The target's unit from the source's."""
+        divisors = self.source.config.score_divisors
+        if not divisors or layer is None or not self.absorbs:
+            return Made(unit)
+        return Made({n: unscaled(n, array, divisors[layer]) for n, array in unit.items()})
+
+    def run(
+        self, read: Callable[[str], Array] | None = None
+    ) -> Iterator[tuple[list[Slot], Tensors, Made]]:
+        """Unit by unit, in forward order: its slots, its source tensors, what became of them."""
+        read = read or self.source.tensor
+        for slots in groups(self.source.slots, whole=self.whole_units):
+            unit = {slot.local: read(slot.key) for slot in slots}
+            yield slots, unit, self.make(unit, slots[0].layer)
+
+
+def groups(slots: Mapping[str, Slot], *, whole: bool) -> Iterator[list[Slot]]:
+    """The units' slots, or where tensors are independent, one slot at a time."""
+    group: list[Slot] = []
+    for slot in slots.values():
+        if group and (not whole or (slot.unit, slot.layer) != (group[0].unit, group[0].layer)):
+            yield group
+            group = []
+        group.append(slot)
+    yield group
+
+
+@dataclass(frozen=True)
+class Processing(Route):
+    """TransformerLens's steps in float64; for HF, with the biases carried by the null direction."""
+
+    pipeline: tuple[Step, ...] = ()
+
+    name = "processing"
+    whole_units = True
+
+    def make(self, unit: Tensors, layer: int | None) -> Made:
+        wide = _wide(super().make(unit, layer).tensors)
+        result, records = apply_all(wide, self.pipeline)
+        return Made(_moved(unit, wide, result), records)
+
+
+@dataclass(frozen=True)
+class Functional(Route):
+    """Processed or biased TL weights as plain GPT-Neo: same function, no ledger."""
+
+    name = "functional"
+    whole_units = True
+
+    def make(self, unit: Tensors, layer: int | None) -> Made:
+        scaled = super().make(unit, layer).tensors
+        if not homeless(scaled):
+            return Made(scaled)
+        wide = _wide(scaled)
+        return Made(_moved(unit, wide, _CARRY.apply(wide)[0]))
+
+
+@dataclass(frozen=True)
+class Undoing(Route):
+    """Back to the original basis, and where nothing was edited to the original bits."""
+
+    ledger: LedgerFile | None = None
+    edited: frozenset[str] = frozenset()
+    """`hooked` names of processed tensors that are not as the ledger knew them."""
+
+    name = "undoing"
+    whole_units = True
+
+    def code(self, key: str) -> str:
+        assert self.ledger is not None
+        if key == HEAD and self.ledger.tied:
+            key = EMBEDDING
+        slot = self.source.slots[key]
+        dtype = self.ledger.tensor(slot.prefix, slot.local)["dtype"]
+        return str(dtype) if dtype in CODES else self.source.dtype
+
+    def make(self, unit: Tensors, layer: int | None) -> Made:
+        assert self.ledger is not None
+        slots = [s for s in self.source.slots.values() if s.layer == layer and s.local in unit]
+        present = {s.local: unit[s.local] for s in slots if s.key in self.source.stored}
+        edited = {s.local for s in slots if s.key in self.edited}
+        prefix = slots[0].prefix
+        restored = decode_unit(self.ledger.unit(prefix), present, edited=edited, prefix=prefix)
+        result = {n: r.array for n, r in restored.items()}
+        if homeless(result):  # an edit that needs a bias the original did not have
+            wide = _wide(result)
+            placed = absorb(wide)
+            placed = _CARRY.apply(placed)[0] if homeless(placed) else placed
+            result = _moved(result, wide, placed)
+        return Made(result)
+
+
+def _wide(unit: Tensors) -> dict[str, NDArray[np.float64]]:
+    return {name: array.astype(np.float64) for name, array in unit.items()}
+
+
+def _moved(stored: Tensors, before: Tensors, after: Tensors) -> Tensors:
+    """What no step touched keeps its stored bits (NaN payloads do not survive float64)."""
+    return {
+        name: stored[name] if array is before.get(name) and name in stored else array
+        for name, array in after.items()
+    }
+
+
+class Expected:
+    """What a route makes of its source: weights as a checkpoint has them, but on no disk.
+
+    `codes`: safetensors dtype codes by `hooked` name, or one for all.
+    """
+
+    def __init__(self, route: Route, codes: Mapping[str, str] | str) -> None:
+        self.route, self._codes = route, codes
+        self.config = route.target_config
+        self._units = {
+            slot.key: slots
+            for slots in groups(route.source.slots, whole=route.whole_units)
+            for slot in slots
+        }
+        self._made: tuple[list[Slot], Tensors] | None = None
+
+    def tensor(self, key: str) -> Array:
+        """A weight by its `hooked` name. The last unit made is kept: ask unit by unit."""
+        code = self._codes if isinstance(self._codes, str) else self._codes[key]
+        if key == HEAD and self.route.tied and self.route.reverse != "none":
+            return self.tensor(EMBEDDING).T  # undone, the two agree but for rounding
+        slots = self._units[key]
+        if self._made is None or self._made[0] is not slots:
+            self._made = None  # released before the next is made
+            unit = {slot.local: self.route.source.tensor(slot.key) for slot in slots}
+            self._made = slots, self.route.make(unit, slots[0].layer).tensors
+        return cast(self._made[1][self.route.source.slots[key].local], code)

@@ -1,0 +1,200 @@
+"""Choosing the route: from what the source is and what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.ledger_file import LedgerFile, open_ledger
+from converter.dtypes import cast, sha256
+from converter.errors import CannotUndo, UsageError
+from converter.layout import Layout
+from converter.processing import Carry, Rounding, State, Step, detect, in_order
+from converter.route import Functional, Processing, Route, Tensors, Undoing, groups
+
+Reverse = Literal["auto", "exact", "functional"]
+_HEAD_READERS = {"fold_ln", "center_writing_weights", "center_unembed"}
+"""Steps that change the embedding or the head, so that they are one matrix no longer."""
+
+
+def recorded_steps(source: Checkpoint) -> tuple[str, ...]:
+    """The steps that provenance says the source has gone through, in order."""
+    recorded = (source.source.provenance or {}).get("steps", [])
+    names = [str(name) for name in recorded] if isinstance(recorded, list) else []
+    return tuple(step.name for step in in_order(names))
+
+
+def plain(source: Checkpoint) -> Route:
+    """Layout and dtype only."""
+    scaled = ("its attention scale is absorbed into W_Q and b_Q",)
+    return Route(
+        source,
+        folded=source.config.folded,
+        tied=source.tied,
+        steps=recorded_steps(source),
+        remarks=scaled if source.config.score_divisors else (),
+    )
+
+
+def processing(source: Checkpoint, steps: Sequence[Step], layout: Layout) -> Route:
+    """The route that applies `steps`; those that the weights have gone through already are left out.
+
+    Whether they have is read off the weights, one unit at a time.
+    """
+    if not steps:
+        return plain(source)
+    done = already_applied(source, steps)
+    wanted = tuple(step for step in steps if step.name not in done)
+    remarks = tuple(f"{name} is applied already: not applied twice" for name in sorted(done))
+    touched = {step.name for step in wanted}
+    carry = (Carry(),) if layout == "hf" else ()
+    return Processing(
+        source,
+        folded=layout != "hf" and (source.config.folded or "fold_ln" in touched | done),
+        tied=source.tied and not touched & _HEAD_READERS,
+        steps=tuple(s.name for s in in_order({*touched, *done, *recorded_steps(source)})),
+        remarks=remarks,
+        pipeline=(*wanted, *carry),
+    )
+
+
+def already_applied(source: Checkpoint, steps: Sequence[Step]) -> set[str]:
+    """Names of the steps that every unit they concern has gone through."""
+    names = {step.name for step in steps}
+    seen: dict[str, set[State]] = {name: set() for name in names}
+    for slots in groups(source.slots, whole=True):
+        unit = {slot.local: source.tensor(slot.key).astype(np.float64) for slot in slots}
+        codes = {source.code(slot.key) for slot in slots}
+        coarsest = max((Rounding.of(code) for code in codes), key=lambda r: r.relative)
+        for name, state in detect(unit, coarsest).items():
+            if name in names:
+                seen[name].add(state)
+    return {
+        name for name, states in seen.items() if states - {State.NOTHING_TO_DO} == {State.APPLIED}
+    }
+
+
+def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = False) -> Route:
+    """The way from TL (or baked HF) back to plain HF.
+
+    Raises:
+        CannotUndo: `exact` was asked for and cannot be had; the message says why.
+        UsageError: `exact` together with another dtype.
+    """
+    if reverse == "exact" and recast:
+        raise UsageError(
+            "--reverse exact returns the original bits, so it cannot change the dtype.",
+            where="--dtype",
+            do="Leave --dtype out, or use --reverse auto.",
+        )
+    ledger = open_ledger(source.directory) if source.source.is_directory else None
+    if reverse != "functional" and ledger is not None:
+        return _with_ledger(source, ledger, reverse)
+    carried = _biased_units(source)
+    processed = bool(carried or source.config.folded or recorded_steps(source))
+    if not processed:
+        return plain(source)
+    if reverse == "exact":
+        raise _cannot("there is no ledger.safetensors beside the weights", source)
+    why = "no ledger is beside the weights" if ledger is None else "as asked for"
+    return Functional(
+        source,
+        folded=False,
+        tied=source.tied and "final" not in carried,
+        reverse="functional",
+        remarks=(f"functional: same function, processed basis ({why})", *plain(source).remarks),
+    )
+
+
+def _biased_units(source: Checkpoint) -> set[str]:
+    """Units with non-zero biases that HF GPT-Neo has no tensor for."""
+    names = ("attn.b_Q", "attn.b_K", "attn.b_V", "unembed.b_U")
+    return {
+        slot.prefix.rstrip(".")
+        for slot in source.slots.values()
+        if slot.local in names and slot.key in source.stored and source.tensor(slot.key).any()
+    }
+
+
+def _cannot(why: str, source: Checkpoint) -> CannotUndo:
+    return CannotUndo(
+        f"The original bits cannot be restored: {why}.",
+        where=str(source.source.path),
+        do="Use --reverse auto (original basis where a ledger is) or functional (same function).",
+    )
+
+
+def _with_ledger(source: Checkpoint, ledger: LedgerFile, reverse: Reverse) -> Route:
+    edited = edited_tensors(source, ledger)
+    if reverse == "exact" and ledger.kind != "exact":
+        raise _cannot(f"the ledger is {ledger.kind}, made without --ledger exact", source)
+    if reverse == "exact" and edited:
+        names = ", ".join(source.slots[key].name or key for key in sorted(edited)[:4])
+        raise _cannot(f"{len(edited)} tensor(s) were edited since processing: {names}", source)
+    exact = ledger.kind == "exact" and not edited
+    remarks = ["exact: every tensor has the original's SHA-256"] if exact else []
+    if not exact:
+        why = "the ledger is compact" if ledger.kind != "exact" else "weights were edited"
+        remarks.append(f"functional: undone into the original basis, in float64 ({why})")
+    if edited:
+        names = ", ".join(source.slots[key].name or key for key in sorted(edited)[:6])
+        more = f" and {len(edited) - 6} more" if len(edited) > 6 else ""
+        remarks.append(f"edited since processing: {names}{more}")
+    route = Undoing(
+        source,
+        folded=False,
+        tied=False,
+        reverse="exact" if exact else "functional",
+        remarks=tuple(remarks),
+        ledger=ledger,
+        edited=edited,
+    )
+    if ledger.tied and _still_tied(route):
+        return replace(route, tied=True)
+    return route
+
+
+def between(original: Checkpoint, artifact: Checkpoint) -> Route:
+    """The route that the artifact's provenance says it took from the original.
+
+    A claim, no more: the artifact must then be, bit for bit, what that route makes.
+    """
+    provenance = artifact.source.provenance or {}
+    name = provenance.get("route")
+    if name == Processing.name:
+        return processing(original, in_order(recorded_steps(artifact)), artifact.layout)
+    if name in (Functional.name, Undoing.name):
+        return reversing(original, "functional" if name == Functional.name else "auto")
+    same_scale = original.config.score_divisors == artifact.config.score_divisors
+    return replace(plain(original), absorbs=not same_scale)
+
+
+def edited_tensors(source: Checkpoint, ledger: LedgerFile) -> frozenset[str]:
+    """`hooked` names of the tensors that are not those the ledger was made for, by SHA-256."""
+    return frozenset(
+        slot.key
+        for slot in source.slots.values()
+        if slot.key in source.stored
+        and sha256(source.tensor(slot.key)) != ledger.processed_sha256(slot.prefix).get(slot.local)
+    )
+
+
+def _still_tied(route: Undoing) -> bool:
+    """Whether embedding and head, undone, agree to the rounding of their dtype."""
+    ends = {EMBEDDING, HEAD, "ln_final.w", "ln_final.b"}
+    if not route.edited & ends:
+        return True
+    found: Tensors = {}
+    for slots in groups(route.source.slots, whole=True):
+        if any(slot.key in (EMBEDDING, HEAD) for slot in slots):
+            unit = {slot.local: route.source.tensor(slot.key) for slot in slots}
+            made = route.make(unit, slots[0].layer).tensors
+            found |= {key: made[key] for key in (EMBEDDING, HEAD) if key in made}
+    code = route.code(EMBEDDING)
+    embedding, head = (cast(found[key], code).astype(np.float64) for key in (EMBEDDING, HEAD))
+    coarsest = max(Rounding.of(c).relative for c in ("F32", code, route.source.dtype))
+    return bool(np.abs(embedding - head.T).max() <= 16 * coarsest * np.abs(embedding).max())

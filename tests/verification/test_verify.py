@@ -1,0 +1,285 @@
+"""A verifier is worth what it catches, and honest conversions must not be flagged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.errors import TensorMismatch, UsageError, VerificationFailed
+from converter.layout import Layout
+from converter.routing import plain
+from converter.verification import CHECKS, MAX_RATIO, Verification, compare_weights, verify
+from converter.verification.judge import ULP, measure, pooled_floor
+from converter.verification.probes import Probe
+from converter.verification.reference import forward
+from tests.models import Edit, random_hf, write_as
+from tests.verification.conftest import needs_hooked
+
+LAYOUTS: tuple[Layout, ...] = ("hf", "hooked", "bridge")
+CPU: dict[str, Any] = {"device": "cpu"}
+
+
+def on(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Edit:
+    return lambda k, value: change(value) if k.endswith(key) else value
+
+
+def flip(bit: int) -> Callable[[np.ndarray], np.ndarray]:
+    """One bit of one element of a float32 tensor."""
+
+    def change(value: np.ndarray) -> np.ndarray:
+        copy = np.array(value, dtype=np.float32, order="C")
+        copy.reshape(-1).view(np.uint32)[copy.size // 2] ^= np.uint32(1 << bit)
+        return copy
+
+    return change
+
+
+WEIGHT_FAULTS: dict[str, Edit] = {
+    "top mantissa bit of one W_O": on("0.attn.W_O", flip(22)),
+    "exponent bit of one W_in": on("1.mlp.W_in", flip(23)),
+    "exponent bit of one W_U": on("unembed.W_U", flip(23)),
+    "heads of W_K permuted": on("0.attn.W_K", lambda w: w[::-1]),
+    "heads of W_O permuted": on("1.attn.W_O", lambda w: np.roll(w, 1, 0)),
+    "square W_Q transposed": on("0.attn.W_Q", lambda w: w.reshape(-1, w.shape[1]).T.reshape(w.shape)),
+    "b_O dropped": on("1.attn.b_O", np.zeros_like),
+    "one b_in dropped": on("0.mlp.b_in", lambda b: np.where(np.arange(b.size) == 3, 0, b).astype(b.dtype)),
+    "scaled by 1/sqrt(d_head)": on(".W_Q", lambda w: w / np.float32(np.sqrt(w.shape[-1]))),
+    "positions off by one": on("W_pos", lambda w: np.roll(w, -1, 0)),
+    "gain dropped": on("1.ln2.w", np.ones_like),
+    "stale head": lambda k, v: np.roll(v, 1, 1) if k == "unembed.W_U" else v,
+}  # fmt: skip
+CONFIG_FAULTS: dict[str, dict[str, Any]] = {
+    "window one short": {"window_size": 4},
+    "window one long": {"window_size": 6},
+    "window lost": {"use_local_attn": False, "attn_types": ["global", "global"]},
+    "local and global swapped": {"attn_types": ["local", "global"]},
+    "epsilon 1e-6": {"eps": 1e-6},
+    "gelu for gelu_new": {"act_fn": "gelu"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
+def test_honest_artifacts_pass(
+    original: Checkpoint, there: Path, layout: Layout, dtype: str | None
+) -> None:
+    result = verify(
+        original, open_checkpoint(write_as(original, there, layout, dtype=dtype)), **CPU
+    )
+    assert result.passed, result.summary()
+    assert result.first_divergence is None
+    assert result.weights is not None
+    assert result.weights.compared >= len(original.stored)
+    for probe in result.probes:
+        assert (probe.storage_max_abs_logprob_diff is not None) == (dtype is not None)
+        assert probe.top1_agreement == 1
+        if probe.storage_max_abs_logprob_diff is not None:
+            assert probe.storage_max_abs_logprob_diff > 10 * probe.max_abs_logprob_diff
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scale", [1, 4])
+def test_ill_conditioned_models_pass(tmp_path: Path, seed: int, scale: float) -> None:
+    """Gains over six decades, sharp attention, eight layers: float32 is off by whole nats."""
+    source = open_checkpoint(
+        random_hf(tmp_path / "m", seed=seed, scale=scale, gain_decades=3, num_layers=8)
+    )
+    artifact = open_checkpoint(write_as(source, tmp_path / "a", "hooked"))
+    result = verify(source, artifact, **CPU)
+    assert result.passed, result.summary()
+
+
+@pytest.mark.parametrize("name", WEIGHT_FAULTS)
+def test_each_weight_fault_is_caught_by_each_layer(
+    original: Checkpoint, there: Path, name: str
+) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hooked", edit=WEIGHT_FAULTS[name]))
+    result = verify(original, artifact, **CPU)
+    assert not result.passed
+    assert result.weights is not None
+    assert result.weights.mismatched
+    assert not all(probe.passed for probe in result.probes), "function alone must catch it"
+    expected = [
+        k for k in original.slots if artifact.tensor(k).tobytes() != original.tensor(k).tobytes()
+    ]
+    assert result.weights.mismatched == tuple(expected)
+    assert result.first_divergence is not None
+    assert result.first_divergence.tensor == expected[0]
+
+
+@pytest.mark.parametrize("name", CONFIG_FAULTS)
+def test_each_config_fault_is_caught_by_each_layer(
+    original: Checkpoint, there: Path, name: str
+) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hooked", config=CONFIG_FAULTS[name]))
+    result = verify(original, artifact, **CPU)
+    assert not result.passed
+    assert result.weights is not None
+    assert not result.weights.mismatched
+    assert len(result.weights.config) == 1
+    assert not all(probe.passed for probe in result.probes), "function alone must catch it"
+    assert result.first_divergence is not None
+    assert result.first_divergence.unit.startswith("block")
+    assert result.first_divergence.tensor is None
+
+
+@needs_hooked
+@pytest.mark.parametrize(
+    "config", [{"use_attn_scale": True}, {"scale_attn_by_inverse_layer_idx": True}]
+)
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_scaled_attention_absorbed_passes_and_ignored_fails(
+    original: Checkpoint, tmp_path: Path, config: dict[str, bool], dtype: str | None
+) -> None:
+    source = open_checkpoint(write_as(original, tmp_path / "tl", "hooked", config=config))
+    assert source.config.score_divisors
+    artifact = open_checkpoint(write_as(source, tmp_path / "hf", "hf", dtype=dtype))
+    result = verify(source, artifact, **CPU)
+    assert result.passed, result.summary()
+    ignored = open_checkpoint(write_as(original, tmp_path / "wrong", "hf", dtype=dtype))
+    result = verify(source, ignored, **CPU)
+    assert not result.passed
+    assert not all(probe.passed for probe in result.probes)
+    assert verify(source, source, **CPU).passed
+
+
+@pytest.mark.parametrize("where", ["one token's embedding", "a block"])
+def test_nan_of_the_artifact_fails(original: Checkpoint, there: Path, where: str) -> None:
+    key = "embed.W_E" if where.startswith("one") else "1.mlp.b_out"
+
+    def poison(value: np.ndarray) -> np.ndarray:
+        copy = value.copy()
+        copy.reshape(-1)[0] = np.nan
+        return copy
+
+    artifact = open_checkpoint(write_as(original, there, "hooked", edit=on(key, poison)))
+    result = verify(original, artifact, checks=["function"], **CPU)
+    assert not result.passed
+    assert "NaN" in str([p.reason for p in result.probes])
+    back = verify(artifact, original, checks=["function"], **CPU)
+    assert not back.passed
+    same = verify(artifact, artifact, **CPU)
+    # The same NaN in the same places agrees; but where all is NaN, nothing has been verified.
+    assert same.passed == where.startswith("one")
+
+
+def test_banned_tokens_with_minus_infinite_bias_agree(original: Checkpoint, there: Path) -> None:
+    def ban(key: str, value: np.ndarray) -> np.ndarray:
+        banned = np.arange(value.shape[-1]) < 2
+        return np.where(banned, -np.inf, 0).astype(value.dtype) if key == "unembed.b_U" else value
+
+    artifact = open_checkpoint(write_as(original, there, "hooked", edit=ban))
+    result = verify(artifact, artifact, **CPU)
+    assert result.passed, result.summary()
+    assert all(np.isfinite(p.kl) for p in result.probes)
+    assert not verify(original, artifact, checks=["function"], **CPU).passed
+
+
+@pytest.mark.parametrize(
+    ("field", "config"),
+    [("d_vocab", {"vocab_size": 36}), ("n_ctx", {"max_position_embeddings": 31}), ("n_heads", {"num_heads": 2}),
+     ("n_layers", {"num_layers": 1}), ("d_mlp", {"intermediate_size": 25})],
+)  # fmt: skip
+def test_another_architecture_is_a_typed_error(
+    original: Checkpoint, there: Path, field: str, config: dict[str, Any]
+) -> None:
+    other = open_checkpoint(random_hf(there, **config))
+    with pytest.raises(TensorMismatch, match=f"^{field} is"):
+        verify(original, other, **CPU)
+    with pytest.raises(TensorMismatch):
+        compare_weights(plain(original), other)
+
+
+def test_never_passes_vacuously(original: Checkpoint) -> None:
+    for wrong in ([], ["nothing"]):
+        with pytest.raises(UsageError):
+            verify(original, original, checks=wrong, **CPU)
+    with pytest.raises(UsageError):
+        verify(original, original, probes=[], **CPU)
+
+
+def test_an_artifact_that_does_not_load_is_a_failed_verification(
+    original: Checkpoint, there: Path
+) -> None:
+    config = {"tie_word_embeddings": True}
+    artifact = open_checkpoint(write_as(original, there, "bridge", config=config))
+    with pytest.raises(VerificationFailed) as caught:
+        verify(original, artifact, **CPU)
+    assert caught.value.exit_code == 1
+
+
+def test_an_original_that_its_software_runs_otherwise_is_reported(
+    original: Checkpoint, tmp_path: Path
+) -> None:
+    """Its error is then no measure of noise, under which anything could hide."""
+    write_as(original, tmp_path / "m", "hf")
+    source = open_checkpoint(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    wrong = dataclasses.replace(source, config=dataclasses.replace(source.config, window_size=4))
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    result = verify(wrong, source, checks=["function"], **CPU)
+    assert not result.passed
+    assert "departs from its own file" in result.problems[0]
+
+
+def test_signed_zeros_that_a_layout_has_no_place_for_are_zeros(
+    original: Checkpoint, tmp_path: Path
+) -> None:
+    minus = on(".b_Q", lambda b: -np.zeros_like(b))
+    source = open_checkpoint(write_as(original, tmp_path / "tl", "hooked", edit=minus))
+    assert compare_weights(plain(source), original).passed
+    assert not compare_weights(plain(original), source).passed
+
+
+def test_the_report_has_the_documented_keys(original: Checkpoint, there: Path) -> None:
+    artifact = open_checkpoint(write_as(original, there, "bridge"))
+    calls: list[str] = []
+
+    def progress(what: str, done: int = 0, total: int = 0) -> None:
+        assert done <= total
+        calls.append(what)
+
+    result = verify(original, artifact, progress=progress, **CPU)
+    report = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert {"passed", "runtimes", "probes", "weights", "first_divergence"} <= report.keys()
+    assert {"name", "version", "device"} <= report["runtimes"][0].keys()
+    assert [r["role"] for r in report["runtimes"]] == ["original", "artifact"]
+    assert all(r["version"] for r in report["runtimes"])
+    documented = {
+        "name", "runtime", "max_abs_logprob_diff", "mean_abs_logprob_diff", "kl",
+        "top1_agreement", "noise_floor", "ratio", "passed",
+    }  # fmt: skip
+    assert all(documented <= probe.keys() for probe in report["probes"])
+    assert report["weights"]["compared"] == len(artifact.stored)
+    assert report["weights"]["mismatched"] == []
+    assert result.summary().endswith("verified")
+    assert calls
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_one_layer_alone(original: Checkpoint, check: str) -> None:
+    result: Verification = verify(original, original, checks=[check], **CPU)
+    assert result.passed
+    assert (result.weights is None) == (check != "weights")
+    assert bool(result.probes) == (check == "function")
+
+
+def test_the_floor_is_never_below_the_rounding_of_logits(original: Checkpoint) -> None:
+    probe = Probe("one", np.array([[3]]))
+    exact = forward(original, [probe], dtype=torch.float64)
+    errors = measure(exact, 0, [exact.logits(0)])[0]
+    assert errors.max_abs == errors.rms == errors.kl == 0
+    floor = pooled_floor([errors])
+    assert floor.max_abs == 2 * ULP * errors.scale
+    assert errors.ratio(floor) == 0
+    rounded = measure(exact, 0, [exact.logits(0).float()])[0]
+    assert 0 < rounded.ratio(floor) < 1 < MAX_RATIO
