@@ -81,7 +81,7 @@ class Display:
             self.verification(done.verification)
 
     def _remarks(self, done: Conversion) -> Iterator[str]:
-        plan, source = done.plan, done.source
+        plan = done.plan
         if plan.steps and done.route.reverse == "none":
             yield f"processed: {', '.join(plan.steps)}"
         yield from done.route.remarks
@@ -90,8 +90,8 @@ class Display:
             names = tuple(name for name, why in plan.dropped.items() if why == reason)
             yield f"left out {_few(names)} ({reason})"
         if plan.invented:
-            what = "from folding" if plan.config.folded else "zeros"
-            yield f"added {_few(plan.invented)} ({what}; {source.layout} stores no such tensor)"
+            what = "zeros" if done.route.name == "plain" else "made on the way"
+            yield f"added {_few(plan.invented)} ({what}; the source stores no such tensor)"
         if plan.layout == "hf":
             yield (
                 "head tied to the embedding"
@@ -143,6 +143,12 @@ class Display:
             )
             self.say(f"  {mark} function: log-probabilities of {ran}")
             self.console.print(table)
+            costs = [p.storage_max_abs_logprob_diff for p in result.probes]
+            if rounding := [cost for cost in costs if cost is not None]:
+                self.say(
+                    f"    Rounding weights to the new dtype itself costs up to {max(rounding):.2e};"
+                    " the table judges conversion apart from it."
+                )
         for problem in result.problems:
             self.say(f"  [red]{problem}[/]")
         if (part := result.first_divergence) is not None:

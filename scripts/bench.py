@@ -7,7 +7,6 @@ TransformerLens convert its weights, save the state dict.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import statistics
@@ -17,15 +16,11 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.hf_config import from_hf
-from converter.layout import expand
-
-MODELS = Path(__file__).resolve().parent.parent / "models"
+from scripts.models import MODELS, make_model
 
 LIBRARIES = """
 import sys, torch
@@ -34,7 +29,6 @@ from transformers import AutoModelForCausalLM
 from transformer_lens.pretrained.weight_conversions import convert_neo_weights
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 source, cfg, out = sys.argv[1:]
-import json
 c = json.load(open(cfg)); c["dtype"] = torch.float32
 model = AutoModelForCausalLM.from_pretrained(source)
 c = HookedTransformerConfig.from_dict(c)
@@ -42,33 +36,6 @@ tl = HookedTransformer(c)
 tl.load_state_dict(convert_neo_weights(model, c), strict=False)
 save_file({k: v.contiguous() for k, v in tl.state_dict().items()}, out)
 """
-
-
-def make_model(directory: Path, layers: int) -> None:
-    """A GPT-Neo of 125M's shape with seeded weights, written once."""
-    if (directory / "config.json").exists():
-        return
-    from safetensors.numpy import save_file
-
-    config = {
-        "model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "num_layers": layers,
-        "hidden_size": 768, "num_heads": 12, "vocab_size": 50257, "max_position_embeddings": 2048,
-        "attention_types": [[["global", "local"], layers // 2]], "window_size": 256,
-        "activation_function": "gelu_new", "tie_word_embeddings": True,
-    }  # fmt: skip
-    parsed = from_hf(config)
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for slot in expand("hf", parsed.sizes, layers).values():
-        if slot.name and slot.name != "lm_head.weight":
-            centre = (
-                1.0 if slot.name.endswith((".ln_1.weight", ".ln_2.weight", ".ln_f.weight")) else 0
-            )
-            noise = rng.normal(0, 0.05, slot.shape)
-            tensors[slot.name] = (centre + noise).astype(np.float32)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config))
 
 
 def measure(command: list[str], output: Path) -> tuple[float, float]:

@@ -143,11 +143,12 @@ def test_output_that_holds_the_source(tmp_path: Path) -> None:
 
 
 def test_modes_and_no_links(tmp_path: Path) -> None:
-    write_hf(tmp_path / "hf", Recipe())
-    hf_to_tl(tmp_path / "hf", tmp_path / "new/parents/out", check=False)
+    write_hf(tmp_path / "hf", Recipe(finite=True))
+    hf_to_tl(tmp_path / "hf", tmp_path / "new/parents/out", process="center_unembed", check=False)
     out = tmp_path / "new/parents/out"
     assert out.stat().st_mode & 0o777 == 0o777 & ~_umask()
     assert all(p.is_file() and not p.is_symlink() for p in out.iterdir())
+    assert {p.stat().st_mode & 0o777 for p in out.iterdir()} == {0o666 & ~_umask()}
     assert read_all(out)
 
 

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,16 +31,16 @@ RECIPE = Recipe(finite=True, d_head=3, d_vocab=11, d_mlp=7)
 
 @given(recipes, st.sampled_from(SUBSETS), st.sampled_from(["hooked", "bridge", "hf"]))
 @settings(max_examples=60, deadline=None)
-def test_exact_returns_every_byte(recipe: Recipe, steps: str, layout: str) -> None:
+def test_exact_returns_every_byte(recipe: Recipe, steps: str, layout: Any) -> None:
     recipe = replace(recipe, finite=True)
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         tensors = write_hf(root / "hf", recipe)
-        options = {"process": steps, "ledger": "exact", "check": False}
+        options: dict[str, Any] = {"process": steps, "ledger": "exact", "check": False}
         if layout == "hf":
             bake(root / "hf", root / "tl", **options)
         else:
-            hf_to_tl(root / "hf", root / "tl", layout=layout, **options)  # type: ignore[arg-type]
+            hf_to_tl(root / "hf", root / "tl", layout=layout, **options)
         done = tl_to_hf(root / "tl", root / "back", reverse="exact", check=False)
         assert done.to_json()["reverse"] == "exact"
         assert same(read_all(root / "back"), tensors)
@@ -111,11 +112,11 @@ def test_compact_returns_the_basis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["hooked", "bridge"])
 def test_functional_folds_back_to_the_processed_weights(layout: str, tmp_path: Path) -> None:
-    options = {"process": "default", "check": False}
-    hf_to_tl(MODEL, tmp_path / "tl", layout=layout, ledger="none", **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"layout": layout, "process": "default", "check": False}
+    hf_to_tl(MODEL, tmp_path / "tl", ledger="none", **options)
     done = tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
     assert done.route.reverse == "functional"
-    hf_to_tl(tmp_path / "back", tmp_path / "again", layout=layout, **options)  # type: ignore[arg-type]
+    hf_to_tl(tmp_path / "back", tmp_path / "again", **options)
     first, again = read_weights(tmp_path / "tl"), read_weights(tmp_path / "again")
     assert set(first) == set(again)
     for name, tensor in first.items():

@@ -68,14 +68,21 @@ def staging(output: Path) -> Iterator[Path]:
     stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield stage
-        mask = os.umask(0)
-        os.umask(mask)
-        stage.chmod(0o777 & ~mask)  # mkdtemp's directories are private
+        _open_up(stage)
         _sync(stage)
         _replace(stage, target)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+
+
+def _open_up(stage: Path) -> None:
+    """The modes that plain writing gives; mkdtemp and safetensors make private files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in stage.iterdir():
+        path.chmod(0o666 & ~mask)
+    stage.chmod(0o777 & ~mask)
 
 
 def _sync(stage: Path) -> None:

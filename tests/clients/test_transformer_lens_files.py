@@ -35,7 +35,8 @@ def _tokens() -> torch.Tensor:
 def _transformers(directory: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    model, info = loaded
     assert not any(info.values()), info  # strictly: nothing missing, unexpected or mismatched
     return model.eval()
 

@@ -1,0 +1,40 @@
+"""GPT-Neo models of published sizes with seeded weights, for measurements."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from converter.checkpoint.hf_config import from_hf
+from converter.layout import expand
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+"""Ignored by git."""
+
+
+def make_model(directory: Path, layers: int) -> None:
+    """A GPT-Neo of 125M's shape with seeded weights, written once."""
+    if (directory / "config.json").exists():
+        return
+    config = {
+        "model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "num_layers": layers,
+        "hidden_size": 768, "num_heads": 12, "vocab_size": 50257, "max_position_embeddings": 2048,
+        "attention_types": [[["global", "local"], layers // 2]], "window_size": 256,
+        "activation_function": "gelu_new", "tie_word_embeddings": True,
+    }  # fmt: skip
+    parsed = from_hf(config)
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for slot in expand("hf", parsed.sizes, layers).values():
+        if slot.name and slot.name != "lm_head.weight":
+            centre = (
+                1.0 if slot.name.endswith((".ln_1.weight", ".ln_2.weight", ".ln_f.weight")) else 0
+            )
+            noise = rng.normal(0, 0.05, slot.shape)
+            tensors[slot.name] = (centre + noise).astype(np.float32)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config))
