@@ -1,0 +1,152 @@
+"""The command line's contract: exit codes, JSON keys, what is on stdout, what is on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file, save_file
+
+from converter.cli import main
+from converter.demo import MODEL
+from tests.checkpoints import read_all, same
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def _json(*arguments: object, code: int = 0) -> dict[str, Any]:
+    result = _run(*arguments, "--json")
+    assert result.exit_code == code, result.output
+    document: dict[str, Any] = json.loads(result.stdout)  # exactly one document
+    assert document["exit_code"] == code
+    assert document["command"] == arguments[0]
+    assert document["schema_version"] == 1
+    return document
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    document = _json("hf-to-tl", MODEL, root / "tl", "--process", "default", "--ledger", "exact")
+    assert document["layout"] == "hooked"
+    assert document["steps"] == [
+        "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases",
+    ]  # fmt: skip
+    assert document["reverse"] == "none"
+    assert document["verification"]["passed"] is True
+    assert document["output"] == str(root / "tl")
+    return root
+
+
+def test_exact_and_back(converted: Path) -> None:
+    document = _json("tl-to-hf", converted / "tl", converted / "back", "--reverse", "exact")
+    assert document["reverse"] == "exact"
+    assert same(read_all(converted / "back"), read_all(MODEL))
+    config = json.loads((converted / "back/config.json").read_text())
+    assert config == json.loads((MODEL / "config.json").read_text())
+
+
+def test_verify_keys(converted: Path) -> None:
+    document = _json("verify", MODEL, converted / "tl")
+    assert document["passed"] is True
+    assert {"name", "version", "device"} <= set(document["runtimes"][0])
+    assert {
+        "name", "runtime", "max_abs_logprob_diff", "mean_abs_logprob_diff", "kl",
+        "top1_agreement", "noise_floor", "ratio", "passed",
+    } <= set(document["probes"][0])  # fmt: skip
+    assert document["weights"]["compared"] == 70
+    assert document["weights"]["mismatched"] == []
+    assert document["first_divergence"] is None
+    assert "context" in {probe["name"] for probe in document["probes"]}
+
+
+@pytest.mark.parametrize("check", ["weights", "function"])
+def test_verify_catches_one_flipped_bit(check: str, converted: Path, tmp_path: Path) -> None:
+    """The top bit of the mantissa of one element, on top of processing."""
+    weights = dict(load_file(converted / "tl/model.safetensors"))
+    name = "blocks.2.mlp.W_out"
+    array = weights[name].copy()
+    position = np.unravel_index(np.abs(array).argmax(), array.shape)
+    array.view(np.uint32)[position] ^= np.uint32(1 << 22)
+    (tmp_path / "bad").mkdir()
+    save_file({**weights, name: array}, tmp_path / "bad/model.safetensors")
+    for file in ("cfg.json", "neoconvert.json"):
+        (tmp_path / "bad" / file).write_bytes((converted / "tl" / file).read_bytes())
+    document = _json("verify", MODEL, tmp_path / "bad", "--check", check, code=1)
+    assert document["passed"] is False
+    assert document["first_divergence"]["unit"] == "block 2"
+    if check == "weights":
+        assert document["weights"]["mismatched"] == [name]
+        assert document["first_divergence"]["tensor"] == name
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    result = _run("hf-to-tl", MODEL, tmp_path / "tl", "--dry-run", "--dtype", "float16")
+    assert result.exit_code == 0
+    assert "nothing was written" in result.stdout
+    assert "blocks.3.attn.W_Q" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+    document = _json("hf-to-tl", MODEL, tmp_path / "tl", "--dry-run")
+    assert document["published"] is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quiet_says_nothing(tmp_path: Path) -> None:
+    result = _run("hf-to-tl", MODEL, tmp_path / "tl", "--quiet", "--no-verify")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_inspect_keys(converted: Path) -> None:
+    document = _json("inspect", converted / "tl")
+    assert document["layout"] == "hooked"
+    assert len(document["steps"]) == 4
+    assert {"layout", "steps", "config", "tensors", "n_params"} <= set(document)
+    assert document["config"]["normalization_type"] == "LNPre"
+    text = _run("inspect", converted / "tl").stdout
+    assert "blocks.{0-3}.attn.W_Q" in text
+
+
+def test_a_device_that_is_not_here(tmp_path: Path) -> None:
+    import torch
+
+    device = "cuda:99" if torch.cuda.is_available() else "cuda"
+    result = _run("hf-to-tl", MODEL, tmp_path / "tl", "--device", device)
+    assert result.exit_code == 4
+    assert len(result.stderr.splitlines()) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = _run("demo")
+    assert result.exit_code == 0, result.output
+    for layout in ("hooked", "bridge"):
+        assert f"HF → {layout} → HF: all 56 tensors returned, bit for bit" in result.stdout
+    assert "load_hooked" in result.stdout
+    assert same(read_all(tmp_path / "neoconvert-demo/hf-from-hooked"), read_all(MODEL))
+
+
+def test_demo_really_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round trip that loses a bit, and a verification that looks away."""
+    from converter.demo import tour
+
+    real = tour.open_checkpoint
+
+    def damaging(place: Path) -> Any:
+        if place.name == "hf-from-bridge":
+            path = place / "model.safetensors"
+            raw = bytearray(path.read_bytes())
+            raw[-1] ^= 1
+            path.write_bytes(raw)
+        return real(place)
+
+    monkeypatch.setattr(tour, "open_checkpoint", damaging)
+    result = _run("demo", tmp_path / "d")
+    assert result.exit_code == 1
+    assert "1 of 56 tensors differ" in result.stdout
