@@ -39,7 +39,7 @@ def cast(array: np.ndarray, code: str) -> np.ndarray:
     target = CODES[code]
     if array.dtype == target:
         return array
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # signalling NaNs are quieted
         if code == "BF16" and array.dtype == np.float64:
             array = _float32_rounded_to_odd(array)
         return array.astype(target)

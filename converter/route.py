@@ -149,7 +149,8 @@ class Undoing(Route):
         edited = {s.local for s in slots if s.key in self.edited}
         prefix = slots[0].prefix
         restored = decode_unit(self.ledger.unit(prefix), present, edited=edited, prefix=prefix)
-        result = {n: r.array for n, r in restored.items()}
+        # A head that is tied in the processed file too has gone through no step.
+        result = unit | {n: r.array for n, r in restored.items()}
         if homeless(result):  # an edit that needs a bias the original did not have
             wide = _wide(result)
             placed = absorb(wide)
@@ -159,7 +160,7 @@ class Undoing(Route):
 
 
 def _wide(unit: Tensors) -> dict[str, NDArray[np.float64]]:
-    return {name: array.astype(np.float64) for name, array in unit.items()}
+    return {name: cast(array, "F64") for name, array in unit.items()}
 
 
 def _moved(stored: Tensors, before: Tensors, after: Tensors) -> Tensors:

@@ -67,7 +67,7 @@ def already_applied(source: Checkpoint, steps: Sequence[Step]) -> set[str]:
     names = {step.name for step in steps}
     seen: dict[str, set[State]] = {name: set() for name in names}
     for slots in groups(source.slots, whole=True):
-        unit = {slot.local: source.tensor(slot.key).astype(np.float64) for slot in slots}
+        unit = {slot.local: source.tensor(slot.key, "F64") for slot in slots}
         codes = {source.code(slot.key) for slot in slots}
         coarsest = max((Rounding.of(code) for code in codes), key=lambda r: r.relative)
         for name, state in detect(unit, coarsest).items():

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -30,6 +30,8 @@ RECIPE = Recipe(finite=True, d_head=3, d_vocab=11, d_mlp=7)
 
 
 @given(recipes, st.sampled_from(SUBSETS), st.sampled_from(["hooked", "bridge", "hf"]))
+@example(Recipe(), "refactor_factored_attn_matrices", "hf")
+@example(Recipe(dtype="BF16"), SUBSETS[-1], "hf")
 @settings(max_examples=60, deadline=None)
 def test_exact_returns_every_byte(recipe: Recipe, steps: str, layout: Any) -> None:
     recipe = replace(recipe, finite=True)
@@ -95,6 +97,19 @@ def test_edited_embedding_is_untied(processed: Path, tmp_path: Path) -> None:
     original = read_all(tmp_path / "hf")["transformer.wte.weight"]
     assert back["lm_head.weight"].tobytes() != back["transformer.wte.weight"].tobytes()
     assert np.abs(back["lm_head.weight"] - original).max() < 1e-5
+
+
+def test_edited_embedding_of_a_tied_baked_model_stays_tied(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    bake(
+        tmp_path / "hf", tmp_path / "baked", process="refactor_factored_attn_matrices", check=False
+    )
+    _edit(tmp_path / "baked", "transformer.wte.weight")
+    tl_to_hf(tmp_path / "baked", tmp_path / "back", check=False)
+    original, back = read_all(tmp_path / "hf"), read_all(tmp_path / "back")
+    assert set(original) == set(back)
+    changed = back["transformer.wte.weight"] != original["transformer.wte.weight"]
+    assert np.flatnonzero(changed).tolist() == [3]
 
 
 def test_compact_returns_the_basis(tmp_path: Path) -> None:
