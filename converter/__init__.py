@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint, open_checkpoint
-    from converter.convert import Conversion, hf_to_tl, tl_to_hf
+    from converter.convert import Conversion, bake, hf_to_tl, tl_to_hf
+    from converter.explaining import Explanation, explain
     from converter.inspection import Inspection
     from converter.verification import Verification, verify
     from converter.verification.loading import load_bridge, load_hooked
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "Checkpoint": "checkpoint",
     "Conversion": "convert",
+    "Explanation": "explaining",
     "Inspection": "inspection",
     "Verification": "verification",
+    "bake": "convert",
+    "explain": "explaining",
     "hf_to_tl": "convert",
     "load_bridge": "verification.loading",
     "load_hooked": "verification.loading",
@@ -36,8 +40,11 @@ _HOMES = {
 __all__ = [
     "Checkpoint",
     "Conversion",
+    "Explanation",
     "Inspection",
     "Verification",
+    "bake",
+    "explain",
     "hf_to_tl",
     "load_bridge",
     "load_hooked",

@@ -311,6 +311,37 @@ def verify(
     return result.to_json(), 0 if result.passed else 1
 
 
+@main.command("explain")
+@click.argument("original")
+@click.argument("converted")
+@_reading
+@_printing
+@_reporting
+def explain(
+    original: str,
+    converted: str,
+    display: Any,
+    revision: str | None,
+    cfg: Path | None,
+    allow_pickle: bool,
+) -> Any:
+    """Say which processing steps make the weights of two checkpoints differ.
+
+    Found from the weights alone; no metadata is trusted. --revision and --cfg are ORIGINAL's.
+
+    \b
+    neoconvert explain EleutherAI/gpt-neo-125m neo-125m-tl
+    """
+    from converter.explaining import explain as run
+
+    first = _open(original, revision, cfg, allow_pickle)
+    second = _open(converted, allow_pickle=allow_pickle)
+    with display.progress() as progress:
+        result = run(first, second, progress=progress)
+    display.explanation(result)
+    return result.to_json(), 0
+
+
 @main.command("inspect")
 @click.argument("path")
 @_reading

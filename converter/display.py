@@ -16,7 +16,9 @@ from converter.progress import Progress
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.checkpoint.plan import Plan
     from converter.convert import Conversion
+    from converter.explaining import Explanation
     from converter.inspection import Inspection
     from converter.verification import Verification
 
@@ -46,8 +48,6 @@ class Display:
         bar = bars.Progress(
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
-            bars.DownloadColumn(),
-            bars.TimeRemainingColumn(),
             console=self._stderr,
             transient=True,
             disable=not self._stderr.is_terminal or self._stderr.quiet,
@@ -57,7 +57,8 @@ class Display:
 
             def report(what: str, done: int = 0, total: int = 0) -> None:
                 description = what[:40].ljust(40)
-                bar.update(task, description=description, completed=done, total=total or None)
+                bar.tasks[0].total = total or None  # update() cannot make it unknown again
+                bar.update(task, description=description, completed=done)
 
             yield report
 
@@ -71,7 +72,7 @@ class Display:
             return
         self.say(
             f"[bold]{source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors,"
-            f" {size(plan.nbytes)} in {len(plan.shards)} file(s) → [bold]{done.output}[/]"
+            f" {size(plan.nbytes)} in {_files(plan)} → [bold]{done.output}[/]"
         )
         for line in self._remarks(done):
             self.say(f"  {line}")
@@ -110,7 +111,7 @@ class Display:
             self.say(line)
         self.say(
             f"[bold]{done.source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors, {plan.n_params:,}"
-            f" parameters, {size(plan.nbytes)} in {len(plan.shards)} file(s). Dry run: nothing was written."
+            f" parameters, {size(plan.nbytes)} in {_files(plan)}. Dry run: nothing was written."
         )
 
     def verification(self, result: Verification) -> None:
@@ -156,6 +157,12 @@ class Display:
         verdict = "[bold green]verified[/]" if result.passed else "[bold red]NOT VERIFIED[/]"
         self.say(f"  {verdict}")
 
+    def explanation(self, result: Explanation) -> None:
+        self.console.print(" ".join(result.headline()), markup=False, style="bold")
+        self.say()
+        for text in result.lines():
+            self.console.print(text, markup=False, soft_wrap=True)
+
     def inspection(self, result: Inspection) -> None:
         facts = result.to_json()
         config, checkpoint = facts["config"], result.checkpoint
@@ -182,6 +189,10 @@ class Display:
         for name, dtype, shape in _by_block(checkpoint):
             names.add_row(f"  {name}", dtype, shape)
         self.console.print(names)
+
+
+def _files(plan: Plan) -> str:
+    return "one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files"
 
 
 def _few(names: tuple[str, ...], most: int = 2) -> str:

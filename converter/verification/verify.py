@@ -70,6 +70,12 @@ def verify(
     if "weights" in checks:
         weights = compare_weights(route, artifact, say)
         problems += _weight_problems(weights)
+        if weights.mismatches and "route" not in (artifact.source.provenance or {}):
+            problems.append(
+                "The artifact does not say how it was made, so its weights were taken for the"
+                " original's own: `neoconvert explain` finds processing, `--check function` judges"
+                " what it computes."
+            )
         divergence = _first(weights)
     runtimes: tuple[RuntimeInfo, ...] = ()
     results: tuple[ProbeResult, ...] = ()
