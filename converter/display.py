@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from converter.verification import Verification
 
 
+ADDED = {
+    "plain": "neutral; the source stores no such tensor",
+    "processing": "made by processing",
+    "functional": "the LayerNorms that carry biases",
+    "undoing": "from the ledger",
+}
+"""Where tensors come from that the source does not have, by the route's name."""
+
+
 def size(nbytes: int) -> str:
     """Bytes for people: 3.7 MB."""
     value = float(nbytes)
@@ -91,8 +100,7 @@ class Display:
             names = tuple(name for name, why in plan.dropped.items() if why == reason)
             yield f"left out {_few(names)} ({reason})"
         if plan.invented:
-            what = "zeros" if done.route.name == "plain" else "made on the way"
-            yield f"added {_few(plan.invented)} ({what}; the source stores no such tensor)"
+            yield f"added {_few(plan.invented)} ({ADDED[done.route.name]})"
         if plan.layout == "hf":
             yield (
                 "head tied to the embedding"
@@ -134,7 +142,7 @@ class Display:
                     f"    {p.name}",
                     f"{p.max_abs_logprob_diff:.2e}",
                     f"{p.noise_floor:.2e}",
-                    f"{p.ratio:.2f}",
+                    f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
                     f"{p.top1_agreement:.0%}",
                     "[green]✓[/]" if p.passed else "[red]✗[/]",
                 )
@@ -150,7 +158,10 @@ class Display:
                     f"    Rounding weights to the new dtype itself costs up to {max(rounding):.2e};"
                     " the table judges conversion apart from it."
                 )
+        told = {p.name for p in result.probes if not p.passed}  # in the table
         for problem in result.problems:
+            if any(problem.startswith(f"Probe {name!r}") for name in told):
+                continue
             self.say(f"  [red]{problem}[/]")
         if (part := result.first_divergence) is not None:
             self.say(f"  they part at {part.unit}" + (f": {part.tensor}" if part.tensor else ""))
@@ -158,7 +169,8 @@ class Display:
         self.say(f"  {verdict}")
 
     def explanation(self, result: Explanation) -> None:
-        self.console.print(" ".join(result.headline()), markup=False, style="bold")
+        width = min(self.console.width, 100)
+        self.console.print(" ".join(result.headline()), markup=False, style="bold", width=width)
         self.say()
         for text in result.lines():
             self.console.print(text, markup=False, soft_wrap=True)

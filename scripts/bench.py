@@ -23,7 +23,7 @@ from converter.checkpoint import open_checkpoint
 from scripts.models import MODELS, make_model
 
 LIBRARIES = """
-import sys, torch
+import json, sys, torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 from transformer_lens.pretrained.weight_conversions import convert_neo_weights

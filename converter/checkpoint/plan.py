@@ -126,8 +126,10 @@ def _reason(route: Route, key: str, layout: Layout) -> str:
         return "the embedding again"
     if layout == "hooked":
         return "folded into the weights"
-    if route.reverse != "none":
-        return f"{layout} has no such bias; the weights carry it, or it was none of the original's"
+    if route.name == "undoing":
+        return "processing made it, and is undone"
+    if route.name == "functional":
+        return f"{layout} has no such bias; the LayerNorms carry it"
     return f"zero; {layout} has no such bias"
 
 
