@@ -12,7 +12,7 @@ from converter.display import Display
 from converter.dtypes import same_bits
 from converter.layout import Layout
 
-LOAD = """
+LOAD = """\
 [bold]Load the results[/]
 
   [dim]# TransformerLens 2 or 3[/]
