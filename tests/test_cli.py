@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
+from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.demo import MODEL
 from tests.checkpoints import read_all, same
@@ -136,15 +137,13 @@ def test_demo_really_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A round trip that loses a bit, and a verification that looks away."""
     from converter.demo import tour
 
-    real = tour.open_checkpoint
-
     def damaging(place: Path) -> Any:
         if place.name == "hf-from-bridge":
             path = place / "model.safetensors"
             raw = bytearray(path.read_bytes())
             raw[-1] ^= 1
             path.write_bytes(raw)
-        return real(place)
+        return open_checkpoint(place)
 
     monkeypatch.setattr(tour, "open_checkpoint", damaging)
     result = _run("demo", tmp_path / "d")

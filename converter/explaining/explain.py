@@ -1,0 +1,313 @@
+"""Which steps separate two checkpoints: unit by unit, tensor by tensor, then a vote.
+
+Nothing but weights (and the architecture, from the configs) is looked at. Each tensor is taken
+through the ways it may have gone, most plausible first (`groups`, `heads`); what accounts for it
+within rounding says which steps it went through. Every step has many tensors to show on: what
+most of them say is the answer, and the others are named.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+import ml_dtypes
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.dtypes import CODES
+from converter.explaining.compare import Comparer
+from converter.explaining.explanation import Cast, Explanation, TensorFact, Verdict
+from converter.explaining.found import Found, Mark
+from converter.explaining.groups import final, mlp, writer
+from converter.explaining.heads import attention
+from converter.explaining.place import Place, locate
+from converter.explaining.unit import Pair, load, unpack
+from converter.layout import Unit
+from converter.processing import STEPS
+from converter.processing.fold_ln import NORMS
+from converter.progress import Progress, silent
+from converter.verification.weights import SIZES
+from converter.verification.weights import _differences as config_differences
+
+ORDER = tuple(step.name for step in STEPS)
+_CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
+"""Where biases that HF lacks live."""
+_SILENCE = {
+    "fold_ln": "every LayerNorm has gain one and bias zero already",
+    "center_writing_weights": "what is written to the residual stream is centred already",
+    "center_unembed": "the unembedding is centred already",
+    "fold_value_biases": "the value biases are zero, so folding them changes nothing",
+    "refactor_factored_attn_matrices": "the heads are in the basis of their singular vectors already",
+}
+_BY_REFACTORING = "refactor_factored_attn_matrices folds the value biases itself"
+_UNTOLD = "too little agrees to tell"
+
+
+@dataclass
+class _Tensor:
+    """One tensor before the vote."""
+
+    key: str
+    difference: float
+    found: Found
+    carried: bool
+
+
+@dataclass
+class _Read:
+    """What a pass over all weights gives."""
+
+    tensors: list[_Tensor] = field(default_factory=list)
+    codes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """How many matrices have which dtypes: before, after, and stored as."""
+    sides: set[str] = field(default_factory=set)
+    """Which checkpoints carry biases in their LayerNorms."""
+
+
+def explain(
+    original: Checkpoint, converted: Checkpoint, *, progress: Progress = silent
+) -> Explanation:
+    """Name the processing steps that separate two checkpoints of one model, from weights alone.
+
+    The verdict is
+        same-weights     every tensor holds the same numbers; layout and a widening cast aside
+        same-function    the numbers differ, and the steps, a cast to a narrower dtype (within its
+                         rounding), or a change that provably does nothing account for it
+        different-model  something else differs, or the configs say so (sizes included)
+
+    Memory is bounded by one unit of each.
+    """
+    reasons = _other_sizes(original, converted)
+    if reasons:
+        return _verdict(original, converted, _Read(), False, reasons)
+    compare = Comparer()
+    with threadpool_limits(1, user_api="blas"):  # small matrices: threads would wait for each other
+        read = _read(original, converted, compare, progress)
+        if compare.coarse:  # met on the way: what came before is to be judged alike
+            read = _read(original, converted, compare, progress)
+    reasons = [f"{name} differs in the configs" for name in config_differences(original, converted)]
+    if original.config.n_ctx != converted.config.n_ctx:
+        reasons.append(
+            f"the converted model has {converted.config.n_ctx} positions,"
+            f" the original {original.config.n_ctx}"
+        )
+    return _verdict(original, converted, read, compare.coarse, reasons)
+
+
+def _read(
+    original: Checkpoint, converted: Checkpoint, compare: Comparer, progress: Progress
+) -> _Read:
+    """One pass over the weights of both."""
+    read = _Read()
+    done, total = 0, sum(stored.nbytes for stored in converted.stored.values())
+    for what, keys in _groups(converted):
+        progress(f"weights: {what}", done, total)
+        done += sum(converted.stored[k].nbytes for k in keys if k in converted.stored)
+        pair = unpack(load(original, converted, keys))
+        norms = pair.a_carried | pair.b_carried
+        carried = {n for norm in norms for n in (f"{norm}.w", f"{norm}.b", *sum(NORMS[norm], ()))}
+        for name, found in _explain_group(what, pair, compare).items():
+            read.tensors.append(_Tensor(pair.prefix + name, pair.raw[name], found, name in carried))
+        read.sides |= {"original"} if pair.a_carried else set()
+        read.sides |= {"converted"} if pair.b_carried else set()
+        for name, b in pair.b.items():
+            if b.value.ndim > 1 and b.value.any():
+                codes = pair.a[name].code, b.code, converted.code(pair.prefix + name)
+                read.codes[codes] += 1
+    return read
+
+
+def _other_sizes(original: Checkpoint, converted: Checkpoint) -> list[str]:
+    return [
+        f"{field} is {getattr(converted.config, field)} in the converted model"
+        f" and {getattr(original.config, field)} in the original"
+        for field in SIZES
+        if field != "n_ctx" and getattr(original.config, field) != getattr(converted.config, field)
+    ]
+
+
+def _groups(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
+    """The `hooked` names that are looked at together, in the order of the forward pass."""
+
+    def group(key: str) -> str:
+        slot = checkpoint.slots[key]
+        if slot.unit is Unit.BLOCK:
+            half = "mlp" if ".ln2." in key or ".mlp." in key else "attention"
+            return f"block {slot.layer} {half}"
+        return key if slot.unit is Unit.EMBED else "final"
+
+    # The table has LayerNorm 2 behind attention, so each group is contiguous.
+    for what, keys in groupby(checkpoint.slots, group):
+        yield what, list(keys)
+
+
+def _explain_group(what: str, pair: Pair, compare: Comparer) -> dict[str, Found]:
+    if what.endswith("attention"):
+        return attention(pair, compare)
+    if what.endswith("mlp"):
+        return mlp(pair, compare)
+    if what == "final":
+        return final(pair, compare)
+    return {name: writer(name, pair, compare) for name in pair.a}
+
+
+def _vote(tensors: list[_Tensor]) -> dict[str, Mark]:
+    """What most tensors say about each step; SILENT where none tells, SPOILT where none can."""
+    result = {}
+    for step in ORDER:
+        votes = Counter(t.found.marks[step] for t in tensors if step in t.found.marks)
+        told = {m: votes[m] for m in (Mark.APPLIED, Mark.UNDONE, Mark.ABSENT) if votes[m]}
+        if told:
+            result[step] = max(told, key=lambda m: told[m])
+        else:
+            result[step] = Mark.SILENT if votes[Mark.SILENT] or not votes else Mark.SPOILT
+    return result
+
+
+def _verdict(
+    original: Checkpoint,
+    converted: Checkpoint,
+    read: _Read,
+    coarse: bool,
+    reasons: list[str],
+) -> Explanation:
+    tensors, cast = read.tensors, _cast(read.codes)
+    decided = _vote(tensors)
+    facts = _facts(original, converted, tensors, decided, cast)
+    verdict: Verdict = "same-function"
+    if reasons or any(not fact.explained and not fact.keeps_function for fact in facts):
+        verdict = "different-model"
+    elif all(fact.same for fact in facts):
+        verdict = "same-weights"
+    steps = tuple(s for s in ORDER if decided[s] in (Mark.APPLIED, Mark.UNDONE))
+    silence = {}
+    for step in ORDER if tensors else ():
+        if decided[step] is Mark.SPOILT:
+            silence[step] = _UNTOLD
+        elif decided[step] is Mark.SILENT:
+            by_other = step == "fold_value_biases" and ORDER[-1] in steps
+            silence[step] = _BY_REFACTORING if by_other else _SILENCE[step]
+    return Explanation(
+        original=original.source.given,
+        converted=converted.source.given,
+        layouts=(original.layout, converted.layout),
+        verdict=verdict,
+        steps=steps,
+        undone=tuple(s for s in steps if decided[s] is Mark.UNDONE),
+        silence=silence,
+        carried=" and ".join(sorted(read.sides, reverse=True)) or None,
+        cast=cast,
+        coarse=coarse,
+        reasons=tuple(reasons),
+        tensors=facts,
+    )
+
+
+def _cast(codes: Counter[tuple[str, str, str]]) -> Cast | None:
+    """From what most matrices say."""
+    if not codes:
+        return None
+    before, after, stored = codes.most_common(1)[0][0]
+    if before == after:
+        return None
+    finer = [ml_dtypes.finfo(CODES[code]) for code in (after, before)]
+    exact = bool(finer[0].eps < finer[1].eps and finer[0].max >= finer[1].max)
+    return Cast(before, after, stored, exact)
+
+
+def _facts(
+    original: Checkpoint,
+    converted: Checkpoint,
+    tensors: list[_Tensor],
+    decided: dict[str, Mark],
+    cast: Cast | None,
+) -> tuple[TensorFact, ...]:
+    facts: dict[str, TensorFact] = {}
+    for tensor in tensors:
+        fact = _fact(converted, tensor, decided, cast, tensors)
+        carrier = _carrier(tensor.key, original, converted)
+        if carrier is None:
+            facts[tensor.key] = fact
+        elif not fact.explained and facts[carrier].explained:
+            facts[carrier] = replace(
+                fact, key=carrier, name=facts[carrier].name, difference=facts[carrier].difference
+            )
+        elif not fact.explained:
+            keeps = facts[carrier].keeps_function and fact.keeps_function
+            facts[carrier] = replace(facts[carrier], keeps_function=keeps)
+    return tuple(facts[key] for key in converted.slots if key in facts)
+
+
+def _carrier(key: str, *checkpoints: Checkpoint) -> str | None:
+    """For a tensor that no file stores, the one that stands for it; None for all others."""
+    if any(key in checkpoint.stored for checkpoint in checkpoints):
+        return None
+    head, _, tail = key.rpartition(".")
+    if key == HEAD:
+        return EMBEDDING
+    return f"{head}.{_CARRIER[tail]}" if tail in _CARRIER else None
+
+
+def _fact(
+    converted: Checkpoint,
+    tensor: _Tensor,
+    decided: dict[str, Mark],
+    cast: Cast | None,
+    tensors: list[_Tensor],
+) -> TensorFact:
+    found, slot = tensor.found, converted.slots[tensor.key]
+    separate = (Mark.APPLIED, Mark.UNDONE)
+    steps, missing, extra = [], [], []
+    for step in ORDER:
+        mark = found.marks.get(step, Mark.SILENT)
+        if mark in separate and mark is decided[step]:
+            steps += [step] if tensor.difference else []
+        elif mark in separate:
+            extra.append(step)
+        elif mark is Mark.ABSENT and decided[step] in separate:
+            missing.append(step)
+    # In another basis than the singular vectors': no step chose it.
+    rotated = found.match.product is not None and found.marks.get(ORDER[-1]) is Mark.ABSENT
+    agrees = found.match.agrees and not rotated
+    place = Place() if found.match.agrees else locate(found.match, converted, tensor.key)
+    narrowed = cast is not None and not cast.exact and tensor.difference > 0
+    return TensorFact(
+        key=tensor.key,
+        name=slot.name or tensor.key,
+        layer=slot.layer,
+        difference=tensor.difference,
+        residual=found.match.residual,
+        relative=found.match.relative,
+        steps=tuple(steps),
+        undone=tuple(step for step in steps if decided[step] is Mark.UNDONE),
+        explained=agrees and not missing and not extra,
+        keeps_function=found.keeps,
+        product=found.match.product,
+        where=place.where,
+        place=place.words,
+        missing=tuple(missing) if agrees else (),
+        extra=tuple(extra) if agrees else (),
+        resembles=None if agrees else _resembled(converted, tensor, tensors),
+        cast=narrowed,
+        carried=tensor.carried and tensor.difference > 0,
+    )
+
+
+def _resembled(converted: Checkpoint, tensor: _Tensor, tensors: list[_Tensor]) -> str | None:
+    """The tensor whose place an altogether different one has taken."""
+    match = tensor.found.match
+    if match.samples is None or match.share < 0.5 or match.samples[0].size < 16:
+        return None
+    shape, held = converted.slots[tensor.key].hub_shape, match.samples[1]
+    for other in tensors:
+        samples = other.found.match.samples
+        same_place = other.key == tensor.key or converted.slots[other.key].hub_shape != shape
+        if samples is None or same_place or not held.any():
+            continue
+        if np.linalg.norm(samples[0] - held) < 0.02 * np.linalg.norm(held):
+            return converted.slots[other.key].name or other.key
+    return None

@@ -1,0 +1,225 @@
+"""The answer in plain language. Numbers come in; nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from converter.dtypes import NAMES
+
+if TYPE_CHECKING:
+    from converter.explaining.explanation import Explanation, TensorFact
+
+LAYOUT = {"hf": "Hugging Face", "hooked": "HookedTransformer", "bridge": "TransformerBridge"}
+WHAT = {
+    "fold_ln": "the LayerNorms' gains and biases moved into the weights that read them",
+    "center_writing_weights": "weights that write to the residual stream lost their mean,"
+    " which no LayerNorm sees",
+    "center_unembed": "the logits' mean over the vocabulary went; raw logits shift by one number"
+    " at each position, log-probabilities do not",
+    "fold_value_biases": "value biases moved into the output bias",
+    "refactor_factored_attn_matrices": "each head's factors changed basis;"
+    " W_Q·W_Kᵀ and W_V·W_O did not",
+}
+
+
+def line(fact: TensorFact) -> str:
+    """One tensor in a sentence."""
+    if fact.same:
+        return f"{fact.name}: the same numbers"
+    start = f"{fact.name} differs by up to {_size(fact.difference)}"
+    if fact.difference == 0:  # an equal tensor that should not be equal
+        start = f"{fact.name} is as it was"
+    causes = [f"{step} undone" if step in fact.undone else step for step in fact.steps]
+    if fact.product and "refactor_factored_attn_matrices" not in fact.steps and fact.explained:
+        causes.append("signs and order that refactor_factored_attn_matrices leaves free")
+    causes += ["biases carried by its LayerNorm"] if fact.carried else []
+    causes += ["a cast"] if fact.cast else []
+    if fact.explained:
+        if not causes:
+            return f"{start}: rounding only"
+        return f"{start}: {', '.join(causes)}; nothing else, {_left(fact)}"
+    if fact.missing:
+        return f"{start}: {_and(fact.missing)} {_is(fact.missing)} missing here; {_function(fact)}"
+    if fact.extra:
+        return f"{start}: {_and(fact.extra)}, here and not elsewhere; {_function(fact)}"
+    named = f"{', '.join(causes)}, and " if causes else ""
+    if fact.resembles:
+        return f"{start}: {named}it holds what belongs in {fact.resembles}, {_left(fact)}"
+    if fact.place:
+        at = f"{fact.place} ({', '.join(fact.where)})"
+        return f"{start}: {named}something else at {at}, {_left(fact)}{_kept(fact)}"
+    return f"{start}: {named}something else all over it, {_left(fact)}{_kept(fact)}"
+
+
+def _left(fact: TensorFact) -> str:
+    if fact.product:
+        return f"{fact.product} {'left with' if not fact.explained else 'agree to'} {fact.residual:.0e} of its norm"
+    rest = "" if fact.explained else f" ({fact.relative:.0%} of the tensor's size)"
+    return f"residual {_size(fact.residual)}{rest}"
+
+
+def _function(fact: TensorFact) -> str:
+    return "the function is the same" if fact.keeps_function else "the function is not the same"
+
+
+def _kept(fact: TensorFact) -> str:
+    return (
+        "; no step of TransformerLens does this, yet the function is the same"
+        if fact.keeps_function
+        else ""
+    )
+
+
+def _size(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def collapsed(facts: Sequence[TensorFact]) -> list[TensorFact]:
+    """Tensors that differ, blocks that are alike in one: `blocks.{0-11}.attn.W_Q`."""
+    groups: dict[object, list[TensorFact]] = {}
+    for fact in facts:
+        if fact.same:
+            continue
+        template = fact.name
+        if fact.layer is not None:
+            template = fact.name.replace(f".{fact.layer}.", ".{}.", 1)
+        alike = (template, fact.steps, fact.explained, fact.keeps_function, fact.product, fact.where,
+                 fact.missing, fact.extra, fact.resembles, fact.cast)  # fmt: skip
+        groups.setdefault(alike, []).append(fact)
+    result = []
+    for (template, *_), group in groups.items():  # type: ignore[misc]
+        layers = runs([fact.layer for fact in group if fact.layer is not None])
+        result.append(
+            replace(
+                group[0],
+                name=template.replace("{}", layers if layers.isdigit() else f"{{{layers}}}"),
+                difference=max(fact.difference for fact in group),
+                residual=max(fact.residual for fact in group),
+                relative=max(fact.relative for fact in group),
+            )
+        )
+    return result
+
+
+def runs(layers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "0-2,5"."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def headline(found: Explanation) -> list[str]:
+    """The answer to "why do these weights differ?", sentence by sentence."""
+    said = [_verdict(found)]
+    said += [f"{step}: {WHAT[step]}." for step in found.steps]
+    if found.carried:
+        said.append(
+            f"The {found.carried} checkpoint keeps its folded biases in ln_1 and ln_f (gain 1, bias constant),"
+            " since Hugging Face's GPT-Neo has no bias on q, k, v and lm_head."
+        )
+    if found.cast and not found.cast.exact:
+        said.append(_cast(found))
+    if found.coarse:
+        said.append("The steps were computed in the storage dtype, or one side is a rounded copy:"
+                    " edits within a few of its roundings would not show.")  # fmt: skip
+    said += [f"{step} has no trace here: {why}." for step, why in found.silence.items()]
+    said += _where(found)
+    if found.verdict != "different-model" and "hf" in found.layouts and found.steps:
+        said.append(
+            "HookedTransformer.from_pretrained_no_processing, or neoconvert --process none,"
+            " keeps Hugging Face's own numbers."
+        )
+    return said
+
+
+def _verdict(found: Explanation) -> str:
+    n, odd = len(found.tensors), len(found.unexplained)
+    layouts = _and(list(dict.fromkeys(LAYOUT[layout] for layout in found.layouts)))
+    if found.verdict == "same-weights":
+        wide = (
+            f" ({NAMES[found.cast.before]} stored as {NAMES[found.cast.after]}, which changes no value)"
+            if found.cast
+            else ""
+        )
+        return f"Same weights: all {n} tensors hold the same numbers{wide}; only names and shapes may differ ({layouts})."
+    separated = _separated(found)
+    if found.verdict == "same-function":
+        if odd == 0:
+            return f"Same function, other weights: {separated}, and nothing else. With that accounted for, all {n} tensors agree to {_size(found.residual)}."
+        return f"Same function, other weights: {separated}; {odd} of {n} tensors differ in a further way that leaves the function as it is."
+    if found.reasons and not n:
+        return f"Different models: {_and(found.reasons)}."
+    why = f" ({_and(found.reasons)})" if found.reasons else ""
+    if not odd:
+        return f"Different models{why}: {separated}; the weights agree otherwise."
+    whole = [t for t in found.tensors if not t.explained and not t.where]
+    if odd > n / 2 and len(whole) > n / 4:
+        typical = sorted(t.relative for t in whole)[len(whole) // 2]
+        kin = (
+            f"another checkpoint of the same family, say a fine-tuned one (weights are {typical:.1%} apart)"
+            if typical < 0.5
+            else "an unrelated checkpoint"
+        )
+        return f"Different models{why}: {odd} of {n} tensors differ by more than any step explains; the second looks like {kin}. What the weights still tell: {separated}."
+    return f"Different models{why}: {separated}, but {odd} of {n} tensors differ by more than that."
+
+
+def _separated(found: Explanation) -> str:
+    applied = [step for step in found.steps if step not in found.undone]
+    parts = []
+    if applied:
+        parts.append(
+            f"TransformerLens's {_and(applied)} {'was' if len(applied) == 1 else 'were'} applied"
+        )
+    if found.undone:
+        parts.append(
+            f"{_and(found.undone)} of the original {'is' if len(found.undone) == 1 else 'are'} undone"
+        )
+    if found.carried and not parts:
+        parts.append("biases are carried by the LayerNorms")
+    if found.cast and not found.cast.exact:
+        parts.append(f"values were rounded to {NAMES[found.cast.after]}")
+    return _and(parts) if parts else "no step separates them but rounding"
+
+
+def _cast(found: Explanation) -> str:
+    cast = found.cast
+    assert cast is not None
+    stored = "" if cast.stored == cast.after else f", though the file says {NAMES[cast.stored]}"
+    return (
+        f"The converted values are {NAMES[cast.after]}, the original's {NAMES[cast.before]}{stored}:"
+        " the function is the same but for that rounding."
+    )
+
+
+def _where(found: Explanation) -> list[str]:
+    said = []
+    for step, who in found.partial.items():
+        if "missing" in who:
+            said.append(f"{step} is not complete: {_few(who['missing'])} went without it.")
+        if "extra" in who:
+            said.append(f"{step} shows in {_few(who['extra'])} only.")
+    rest = [t for t in found.tensors if not t.explained and not t.missing and not t.extra]
+    if 0 < len(rest) <= 6:
+        where = [f"{t.name} at {t.place}" if t.place else t.name for t in rest]
+        said.append(f"What no step explains: {'; '.join(where)}.")
+    return said
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (_and(names[:most]) if not more else ", ".join(names[:most])) + more
