@@ -5,25 +5,17 @@ Nothing heavy is imported until a command needs it: `--help` is instant.
 
 from __future__ import annotations
 
-import functools
-import json
 import os
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from converter import __version__
-from converter.errors import NeoconvertError
+from converter.cli_options import converting, printing, processing, reading, reporting
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-
-SCHEMA_VERSION = 1
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input, 4 this machine cannot do what was asked for."
 
@@ -37,145 +29,6 @@ def main() -> None:
     Every conversion is verified before it is published: each tensor bit for bit, and the
     model's log-probabilities in the software that will run it.
     """
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
-
-
-_reading = _options(
-    click.option(
-        "--revision", metavar="REV", help="Branch, tag or commit, when SOURCE is a hub id."
-    ),
-    click.option(
-        "--cfg",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="The config of a bare state dict: TransformerLens's cfg or HF's config, as JSON.",
-    ),
-    click.option(
-        "--allow-pickle",
-        is_flag=True,
-        help="Read .bin, .pt and .pth files (always weights_only=True). Only for files you trust.",
-    ),
-)
-_printing = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
-    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
-    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
-)
-
-
-def _processing(default: str) -> Callable[[Command], Command]:
-    return _options(
-        click.option(
-            "--process",
-            default=default,
-            show_default=True,
-            metavar="none|default|all|STEP,…",
-            help="TransformerLens's processing: fold_ln, center_writing_weights, center_unembed,"
-            " fold_value_biases (these four are default, what from_pretrained does),"
-            " refactor_factored_attn_matrices.",
-        ),
-        click.option(
-            "--ledger",
-            type=click.Choice(["compact", "exact", "none"]),
-            default="compact",
-            show_default=True,
-            help="What is kept so that processing can be undone. exact: the original bits.",
-        ),
-    )
-
-
-_converting = _options(
-    click.option(
-        "--dtype",
-        type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
-        default="keep",
-        show_default=True,
-        help="Dtype to store in.",
-    ),
-    click.option(
-        "--max-shard-size",
-        default="5GB",
-        show_default=True,
-        metavar="SIZE",
-        help="Split larger checkpoints into shards, with an index.",
-    ),
-    click.option(
-        "--verify/--no-verify",
-        "check",
-        default=True,
-        show_default=True,
-        help="Check the files written before they are published.",
-    ),
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda[:N]",
-        help="Where verification runs the models.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace OUTPUT, whole, once all is verified."),
-    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
-)
-
-
-def _reporting(command: Command) -> Command:
-    """Errors as three lines and an exit code; SIGTERM cleans up like Ctrl-C."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
-        name = click.get_current_context().info_name or ""
-        signal.signal(signal.SIGTERM, _on_sigterm)
-        from converter.display import Display
-
-        display = Display(as_json=as_json, quiet=quiet)
-        try:
-            document, exit_code = command(*args, display=display, **kwargs)
-        except NeoconvertError as error:
-            if debug:
-                raise
-            _fail(name, error, as_json)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; OUTPUT is as it was.", err=True)
-            sys.exit(130)
-        except OSError as error:
-            if debug or error.errno is None:
-                raise
-            _fail(name, _os_error(error), as_json)
-        if as_json:
-            _print_json(name, exit_code, document)
-        sys.exit(exit_code)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def _on_sigterm(signum: int, _frame: object) -> NoReturn:
-    sys.exit(128 + signum)
-
-
-def _os_error(error: OSError) -> NeoconvertError:
-    return NeoconvertError(
-        f"The system refused: {error.strerror}.",
-        where=str(error.filename or error.filename2 or "no file named"),
-        do="Check permissions and free space; OUTPUT is as it was.",
-    )
-
-
-def _print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
-    head = {"schema_version": SCHEMA_VERSION, "command": command, "exit_code": exit_code}
-    click.echo(json.dumps(head | document, indent=2, allow_nan=False))
-
-
-def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
-    what, where, do = error.lines()
-    click.echo(f"{click.style('Error', fg='red', bold=True)}: {what}", err=True)
-    click.echo(f"   in: {where}", err=True)
-    click.echo(f"   do: {do}", err=True)
-    if as_json:
-        fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
-        _print_json(command, error.exit_code, {"error": fault} | error.details)
-    sys.exit(error.exit_code)
 
 
 def _open(
@@ -209,13 +62,13 @@ def _convert(direction: str, source: str, output: Path, display: Any, **options:
     show_default=True,
     help="hooked: HookedTransformer's names (TL 2 and 3). bridge: TransformerBridge's (TL 3 and 4).",
 )
-@_processing("none")
-@_reading
-@_converting
-@_printing
-@_reporting
+@processing("none")
+@reading
+@converting
+@printing
+@reporting
 def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
-    """Convert a Hugging Face checkpoint to TransformerLens.
+    """Convert Hugging Face to TransformerLens.
 
     \b
     neoconvert hf-to-tl EleutherAI/gpt-neo-125m neo-125m-tl
@@ -228,13 +81,13 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
 @main.command("bake")
 @click.argument("source")
 @click.argument("output", type=click.Path(path_type=Path))
-@_processing("default")
-@_reading
-@_converting
-@_printing
-@_reporting
+@processing("default")
+@reading
+@converting
+@printing
+@reporting
 def bake(source: str, output: Path, **options: Any) -> Any:
-    """Bake TransformerLens's processing into a plain Hugging Face checkpoint.
+    """Bake processing into an HF checkpoint.
 
     The result is a GPTNeoForCausalLM directory of the same function that transformers and
     TransformerBridge open as any other. Biases that folding makes ride on the LayerNorms.
@@ -256,12 +109,14 @@ def bake(source: str, output: Path, **options: Any) -> Any:
     help="Undoing TransformerLens's processing. exact: the original bits, from the ledger, or exit 3."
     " functional: plain GPT-Neo of the same function, no ledger needed. auto: the best to be had.",
 )
-@_reading
-@_converting
-@_printing
-@_reporting
+@reading
+@converting
+@printing
+@reporting
 def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
-    """Convert a TransformerLens checkpoint to Hugging Face, undoing processing.
+    """Convert TransformerLens to Hugging Face.
+
+    Processing is undone.
 
     \b
     neoconvert tl-to-hf neo-125m-tl neo-125m-hf
@@ -274,7 +129,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
 @main.command("verify")
 @click.argument("original")
 @click.argument("artifact")
-@_reading
+@reading
 @click.option(
     "--check",
     "checks",
@@ -285,8 +140,8 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
     help="Repeatable. weights: bit for bit. function: log-probabilities.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
-@_printing
-@_reporting
+@printing
+@reporting
 def verify(
     original: str,
     artifact: str,
@@ -297,8 +152,9 @@ def verify(
     cfg: Path | None,
     allow_pickle: bool,
 ) -> Any:
-    """Check that ARTIFACT reproduces ORIGINAL: any two of HF and TL checkpoints.
+    """Check that ARTIFACT reproduces ORIGINAL.
 
+    Any two of HF and TransformerLens checkpoints.
     --revision and --cfg are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
     """
     from converter.verification import verify as run
@@ -314,9 +170,9 @@ def verify(
 @main.command("explain")
 @click.argument("original")
 @click.argument("converted")
-@_reading
-@_printing
-@_reporting
+@reading
+@printing
+@reporting
 def explain(
     original: str,
     converted: str,
@@ -325,7 +181,7 @@ def explain(
     cfg: Path | None,
     allow_pickle: bool,
 ) -> Any:
-    """Say which processing steps make the weights of two checkpoints differ.
+    """Say which steps make weights differ.
 
     Found from the weights alone; no metadata is trusted. --revision and --cfg are ORIGINAL's.
 
@@ -344,11 +200,14 @@ def explain(
 
 @main.command("inspect")
 @click.argument("path")
-@_reading
-@_printing
-@_reporting
+@reading
+@printing
+@reporting
 def inspect(path: str, display: Any, **reading: Any) -> Any:
-    """Show layout, config, tensors, dtypes and provenance of a checkpoint. Reads headers only."""
+    """Show what a checkpoint is.
+
+    Layout, config, tensors, dtypes and provenance, from headers alone.
+    """
     from converter.inspection import Inspection
 
     result = Inspection(_open(path, **reading))
@@ -358,11 +217,12 @@ def inspect(path: str, display: Any, **reading: Any) -> Any:
 
 @main.command("demo")
 @click.argument("output", required=False, type=click.Path(path_type=Path))
-@_printing
-@_reporting
+@printing
+@reporting
 def demo(output: Path | None, display: Any) -> Any:
-    """The whole tour on the small trained model that ships in the package, offline.
+    """The tour on the model that ships here.
 
+    Offline: HF to both TransformerLens layouts and back, every byte compared.
     Results are kept in OUTPUT if it is given (default: neoconvert-demo).
     """
     os.environ["HF_HUB_OFFLINE"] = "1"

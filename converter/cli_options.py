@@ -1,0 +1,157 @@
+"""What the commands share: options, errors as three lines and an exit code, JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from converter.errors import NeoconvertError
+
+SCHEMA_VERSION = 1
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
+
+
+reading = _options(
+    click.option(
+        "--revision", metavar="REV", help="Branch, tag or commit, when SOURCE is a hub id."
+    ),
+    click.option(
+        "--cfg",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="The config of a bare state dict: TransformerLens's cfg or HF's config, as JSON.",
+    ),
+    click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Read .bin, .pt and .pth files (always weights_only=True). Only for files you trust.",
+    ),
+)
+printing = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+    click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+
+
+def processing(default: str) -> Callable[[Command], Command]:
+    return _options(
+        click.option(
+            "--process",
+            default=default,
+            show_default=True,
+            metavar="none|default|all|STEP,…",
+            help="TransformerLens's processing: fold_ln, center_writing_weights, center_unembed,"
+            " fold_value_biases (these four are default, what from_pretrained does),"
+            " refactor_factored_attn_matrices.",
+        ),
+        click.option(
+            "--ledger",
+            type=click.Choice(["compact", "exact", "none"]),
+            default="compact",
+            show_default=True,
+            help="What is kept so that processing can be undone. exact: the original bits.",
+        ),
+    )
+
+
+converting = _options(
+    click.option(
+        "--dtype",
+        type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
+        default="keep",
+        show_default=True,
+        help="Dtype to store in.",
+    ),
+    click.option(
+        "--max-shard-size",
+        default="5GB",
+        show_default=True,
+        metavar="SIZE",
+        help="Split larger checkpoints into shards, with an index.",
+    ),
+    click.option(
+        "--verify/--no-verify",
+        "check",
+        default=True,
+        show_default=True,
+        help="Check the files written before they are published.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda[:N]",
+        help="Where verification runs the models.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace OUTPUT, whole, once all is verified."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+)
+
+
+def reporting(command: Command) -> Command:
+    """Errors as three lines and an exit code; SIGTERM cleans up like Ctrl-C."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
+        name = click.get_current_context().info_name or ""
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        from converter.display import Display
+
+        display = Display(as_json=as_json, quiet=quiet)
+        try:
+            document, exit_code = command(*args, display=display, **kwargs)
+        except NeoconvertError as error:
+            if debug:
+                raise
+            _fail(name, error, as_json)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; OUTPUT is as it was.", err=True)
+            sys.exit(130)
+        except OSError as error:
+            if debug or error.errno is None:
+                raise
+            _fail(name, _os_error(error), as_json)
+        if as_json:
+            _print_json(name, exit_code, document)
+        sys.exit(exit_code)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _on_sigterm(signum: int, _frame: object) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+def _os_error(error: OSError) -> NeoconvertError:
+    return NeoconvertError(
+        f"The system refused: {error.strerror}.",
+        where=str(error.filename or error.filename2 or "no file named"),
+        do="Check permissions and free space; OUTPUT is as it was.",
+    )
+
+
+def _print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
+    head = {"schema_version": SCHEMA_VERSION, "command": command, "exit_code": exit_code}
+    click.echo(json.dumps(head | document, indent=2, allow_nan=False))
+
+
+def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
+    what, where, do = error.lines()
+    click.echo(f"{click.style('Error', fg='red', bold=True)}: {what}", err=True)
+    click.echo(f"   in: {where}", err=True)
+    click.echo(f"   do: {do}", err=True)
+    if as_json:
+        fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
+        _print_json(command, error.exit_code, {"error": fault} | error.details)
+    sys.exit(error.exit_code)
