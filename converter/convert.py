@@ -19,6 +19,7 @@ from converter.route import Processing, Route
 from converter.routing import Reverse, processing, reversing
 from converter.streaming import stream
 from converter.verification import Verification, verify
+from converter.verification.loading import resolve_device
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,8 @@ def convert(
         sidecar.cfg(route, plan)  # an activation that TL lacks is refused before a weight is read
     if dry_run:
         return Conversion(route, output, plan, False, None)
+    if check:
+        resolve_device(device)  # a device that is not here is told before an hour's work
     keeps = isinstance(route, Processing) and route.pipeline and ledger != "none"
     book = LedgerWriter(ledger) if keeps else None
     with staging(output) as stage:

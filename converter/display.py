@@ -152,6 +152,11 @@ class Display:
             )
             self.say(f"  {mark} function: log-probabilities of {ran}")
             self.console.print(table)
+            if not any(p.compared for p in result.probes):
+                self.say(
+                    "    [yellow]The original computes nothing but NaN and infinity; so does this."
+                    " Only the weights prove anything.[/]"
+                )
             costs = [p.storage_max_abs_logprob_diff for p in result.probes]
             if rounding := [cost for cost in costs if cost is not None]:
                 self.say(

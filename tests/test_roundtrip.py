@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -15,6 +16,7 @@ from converter.checkpoint import open_checkpoint
 from converter.convert import convert, hf_to_tl, tl_to_hf
 from converter.layout import Layout
 from converter.routing import plain
+from converter.verification import verify
 from tests.checkpoints import Recipe, read_all, recipes, same, tensors_of, write_hf
 
 layouts = st.sampled_from(["hooked", "bridge"])
@@ -148,3 +150,19 @@ def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "tl/neoconvert.json").read_text())
     assert len(kept["dropped"]) == 4
     assert set(kept["source"]["tensors"]) == set(tensors_of(Recipe()))
+
+
+@pytest.mark.parametrize("layout", ["hooked", "bridge"])
+def test_a_model_of_nothing_but_nan_is_verified_by_its_weights(
+    layout: Layout, tmp_path: Path
+) -> None:
+    tensors = write_hf(tmp_path / "hf", Recipe())
+    there = hf_to_tl(tmp_path / "hf", tmp_path / "tl", layout=layout)
+    assert there.verification is not None
+    assert not any(probe.compared for probe in there.verification.probes)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back")
+    assert same(read_all(tmp_path / "back"), tensors)
+    alone = verify(
+        open_checkpoint(tmp_path / "hf"), open_checkpoint(tmp_path / "tl"), checks=["function"]
+    )
+    assert not alone.passed

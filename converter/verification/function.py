@@ -31,6 +31,11 @@ class Comparison:
     probes: tuple[ProbeResult, ...]
     problems: tuple[str, ...]
 
+    @property
+    def vacuous(self) -> bool:
+        """No log-probability is finite in both, so that nothing could be compared."""
+        return not any(result.compared for result in self.probes)
+
 
 def compare_function(
     route: Route,
@@ -119,8 +124,6 @@ def _compare(
         )
     )
     problems += [f"Probe {r.name!r}: {r.reason}." for r in results if not r.passed]
-    if not any(r.compared for r in results):
-        problems.append("No log-probability is finite: nothing could be compared.")
     return Comparison(tuple(ran), results, tuple(problems))
 
 

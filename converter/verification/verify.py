@@ -95,6 +95,8 @@ def verify(
         )  # fmt: skip
         runtimes, results = ran.runtimes, ran.probes
         problems += ran.problems
+        if ran.vacuous and not (weights is not None and weights.passed):
+            problems.append("No log-probability is finite: nothing could be compared.")
         failed = next((p for p, r in zip(probes, results, strict=True) if not r.passed), None)
         if failed is not None and divergence is None:
             say("finding where they part")

@@ -1,0 +1,19 @@
+"""Names of inputs, outputs and dynamic axes: those that optimum writes and its readers expect."""
+
+from __future__ import annotations
+
+BATCH = "batch_size"
+SEQUENCE = "sequence_length"
+PAST = "past_sequence_length"
+TOTAL = "past_sequence_length + sequence_length"
+
+TOKENS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+
+
+def past_name(layer: int, what: str) -> str:
+    """`what`: "key" or "value"."""
+    return f"past_key_values.{layer}.{what}"
+
+
+def present_name(layer: int, what: str) -> str:
+    return f"present.{layer}.{what}"

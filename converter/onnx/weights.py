@@ -1,0 +1,186 @@
+"""Where the bytes of the graph's weights live.
+
+shared    in the checkpoint's own safetensors files: the graph says at which offset
+external  in one file beside the graph, written tensor by tensor
+inline    in the graph's file itself, which protobuf limits to 2 GB
+
+`flat` weights are [out, in], as HF and the bridge store them: Gemm(transB=1). `hooked` ones have
+an axis for the heads. Each is read as it is stored: no weight is transposed, by us or at run time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from converter.checkpoint import HEAD, Checkpoint
+from converter.checkpoint.reader import SafetensorsReader
+from converter.dtypes import chunks, nbytes
+from converter.errors import UsageError
+from converter.layout import Slot, expand
+
+Mode = Literal["shared", "external", "inline"]
+MODES: tuple[Mode, ...] = ("shared", "external", "inline")
+DTYPES = {
+    "F64": ir.DataType.DOUBLE,
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+}
+"""ONNX's dtypes by safetensors code."""
+INLINE_LIMIT = 2**31 - 2**22
+"""Bytes of weights beyond which a protobuf file would pass 2 GB; 4 MiB are left for the graph."""
+_LARGE, _PAGE, _SMALL_ALIGNMENT = 2**20, 4096, 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight is, and what it is there."""
+
+    key: str
+    """Its `hooked` name."""
+    name: str
+    """The initializer's: for `shared`, the tensor's in the file."""
+    code: str
+    """safetensors dtype code."""
+    shape: tuple[int, ...]
+    slot: Slot
+    """Its row of the layout table, in the layout of the bytes."""
+    file: str | None = None
+    """A plain name beside the graph; None: inline."""
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes(self.shape, self.code)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The places of a model's weights, by `hooked` name. A key that is absent is neutral."""
+
+    checkpoint: Checkpoint
+    mode: Mode
+    hooked: bool
+    """Whether the weights have an axis for the heads (else: flat, [out, in])."""
+    places: Mapping[str, Place]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(place.nbytes for place in self.places.values())
+
+    def tensor(self, key: str, shape: tuple[int, ...], directory: Path) -> ir.TensorProtocol:
+        """The weight as an initializer. `shape`: the stored one, or another with the same order."""
+        place = self.places[key]
+        dtype = DTYPES[place.code]
+        if place.file is None:
+            array = np.ascontiguousarray(self.array(place)).reshape(shape)
+            return ir.Tensor(array, dtype=dtype, name=place.name)
+        return ir.ExternalTensor(
+            place.file, place.offset, place.nbytes, dtype,
+            shape=ir.Shape(shape), name=place.name, base_dir=directory,
+        )  # fmt: skip
+
+    def array(self, place: Place) -> np.ndarray:
+        """The weight itself, read now, as `place` describes it."""
+        tensor = self.checkpoint.tensor(place.key, place.code)
+        return place.slot.to_hub.inverse.apply(tensor, self.checkpoint.config.sizes)
+
+    def write(self, path: Path) -> None:
+        """Write the file of `external` weights, one tensor in memory at a time."""
+        with open(path, "xb") as file:
+            for place in self.places.values():
+                file.write(b"\0" * (place.offset - file.tell()))
+                for chunk in chunks(self.array(place)):
+                    file.write(chunk.reshape(-1).view(np.uint8).data)
+
+
+def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
+    """Decide where each weight is. `data_file`: the name of `external`'s file.
+
+    A head that is the embedding again is left out of what is written. What is shared is in the
+    files already, so there nothing but headers is read.
+
+    Raises:
+        UsageError: the weights cannot be shared (pickle files), or are too large for inline.
+    """
+    if mode == "shared":
+        return Weights(checkpoint, mode, checkpoint.layout == "hooked", _shared(checkpoint))
+    places: dict[str, Place] = {}
+    end = 0
+    for place in _flat(checkpoint):
+        file = data_file if mode == "external" else None
+        alignment = _PAGE if place.nbytes >= _LARGE else _SMALL_ALIGNMENT
+        start = end + -end % alignment
+        places[place.key] = Place(
+            place.key, place.name, place.code, place.shape, place.slot, file, start if file else 0
+        )
+        end = start + place.nbytes
+    weights = Weights(checkpoint, mode, False, places)
+    if mode == "inline" and weights.nbytes > INLINE_LIMIT:
+        raise UsageError(
+            f"The weights take {weights.nbytes:,} bytes; an ONNX file with inline weights ends at 2 GB.",
+            where="--weights inline",
+            do="Use --weights shared or external.",
+        )
+    return weights
+
+
+def shareable(checkpoint: Checkpoint) -> bool:
+    """Whether the weights are in safetensors files, which a graph can point into."""
+    return all(stored.file.suffix == ".safetensors" for stored in checkpoint.stored.values())
+
+
+def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
+    if not shareable(checkpoint):
+        raise UsageError(
+            "The weights are in a pickle file, which a graph cannot point into.",
+            where=str(checkpoint.source.path),
+            do="Use --weights external, or convert the checkpoint to safetensors first.",
+        )
+    offsets = {file: safetensors_places(file) for file in weight_files(checkpoint)}
+    places: dict[str, Place] = {}
+    for key, slot in checkpoint.slots.items():
+        if stored := checkpoint.stored.get(key):
+            file, (offset, _) = stored.file, offsets[stored.file][stored.name]
+            places[key] = Place(
+                key, stored.name, stored.code, stored.shape, slot, file.name, offset
+            )
+    return places
+
+
+def _flat(checkpoint: Checkpoint) -> Iterator[Place]:
+    """Every weight in [out, in] orientation, under the layout's own names (hooked: the bridge's)."""
+    layout = "bridge" if checkpoint.layout == "hooked" else checkpoint.layout
+    slots = expand(layout, checkpoint.config.sizes, checkpoint.config.n_layers)
+    for key, slot in slots.items():
+        stored = checkpoint.stored.get(key)
+        if stored and not (key == HEAD and checkpoint.tied):
+            name = str(slot.name) if checkpoint.layout == "hooked" else stored.name
+            yield Place(key, name, stored.code, slot.shape, slot)
+
+
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that hold the weights, in the order in which they are first needed."""
+    return list(dict.fromkeys(stored.file for stored in checkpoint.stored.values()))
+
+
+def safetensors_places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where each tensor is in a safetensors file: its offset from the beginning, its bytes.
+
+    Raises:
+        CorruptFile: the safetensors library refuses the file.
+    """
+    SafetensorsReader(path)  # checks header, offsets and sizes
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    begins = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (8 + size + begin, end - begin) for name, (begin, end) in begins.items()}
