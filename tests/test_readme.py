@@ -26,7 +26,9 @@ def test_code_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names: dict[str, object] = {}
     exec("from transformer_lens.model_bridge import TransformerBridge", names)
     exec(block, names)
-    assert {"model", "bridge"} & set(names)
+    assert {"model", "bridge", "result"} & set(names)
+    if "result" in names:
+        assert (tmp_path / "neo-hf/model.onnx").stat().st_size < 100_000
 
 
 def test_there_are_blocks_for_every_layout() -> None:
