@@ -5,7 +5,7 @@ The tolerance of an element, with the magnitudes of `operand`:
     NOISE·u32·magnitude                  float32 arithmetic, as TransformerLens's is
   + u·magnitude, for each side that is a *product* of steps: it was rounded to its storage dtype
 
-A side that nothing was undone on is the source itself, and has no error of its own. Where more
+A side that no step was undone on is the source itself, and has no error of its own. Where more
 than a few elements of a matrix disagree by little more than that, everywhere, the steps were
 computed in the storage dtype (TransformerLens 2 did so in float16 and bfloat16), or the
 original itself is a rounded copy: then COARSE roundings of storage are allowed, here and from
@@ -14,12 +14,12 @@ here on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.explaining.operand import Operand, parts
+from converter.explaining.operand import Operand, parts, total
 from converter.processing.step import FLOAT32, Array
 
 NOISE = 4.0
@@ -27,7 +27,7 @@ NOISE = 4.0
 on the demo model and random ones of d_model 64 and 768, with gains over one and six decades."""
 COARSE = 2.0
 """Roundings of the wider-rounding dtype. ProcessWeights run in float16 and bfloat16 needs 1.1."""
-_FEW = 1 / 16
+FEW = 1 / 16
 """The same for the elements of a vector."""
 _CAST = 0.25
 """A cast changes more of a tensor's elements than this."""
@@ -55,6 +55,9 @@ class Match:
     """The same for each index of d_model; empty where the tensor has no such axis."""
     samples: tuple[Array, Array] | None = None
     """A few elements of both sides, at the same places."""
+    strict: float | None = None
+    """The share of a vector's cells that fail without the tolerance of coarse rounding, which
+    was granted for what the vector alone shows."""
     product: str | None = None
     """What was compared instead of the tensor: a product in which the heads' basis cancels.
     The cells are then the product's rows or columns, and `residual` is relative to its norm."""
@@ -62,6 +65,10 @@ class Match:
     @property
     def agrees(self) -> bool:
         return self.failing == 0
+
+    def vanished(self, before: Match) -> bool:
+        """Nothing is left, and not for a larger tolerance's sake."""
+        return self.agrees and (before.agrees or self.relative <= before.relative / 4)
 
     @property
     def share(self) -> float:
@@ -89,26 +96,51 @@ class Comparer:
     """Compares, and remembers having met steps that were computed in the storage dtype."""
 
     coarse: bool = False
+    frozen: bool = False
+    """Does not begin to be coarse: a proof is no place for it."""
+
+    def proof(self) -> Comparer:
+        return replace(self, frozen=True)
 
     def __call__(self, left: Operand, right: Operand, d_axis: int | None) -> Match:
         derived = left.moved or right.moved or left.unpacked or right.unpacked
         weights, looser = weigh(left, right), (COARSE, COARSE) if derived else (1.0, 1.0)
         if not derived and (left.rounding == right.rounding or left.hidden or right.hidden):
             # One dtype, by name at least: a cast shows nearly everywhere, an edit does not.
-            match = _compare(left, right, d_axis, (0.0, 0.0))
+            single = FLOAT32 == left.rounding == right.rounding
+            match = _compare(_with_floor(left) if single else left, right, d_axis, (0.0, 0.0))
             if match.share <= _CAST or left.rounding == right.rounding:
                 return match
         match = _compare(left, right, d_axis, weights)
         if match.agrees or FLOAT32 == left.rounding == right.rounding:
             return match
-        matrix = left.value.ndim > 1 and match.others.size > 1
-        spread = (match.others > 0).mean() > _SPREAD if matrix else match.share > _FEW
-        if self.coarse or spread:
+        matrix = match.channels.size > 1 and match.others.size > 1
+        if self.coarse or (not self.frozen and _widespread(match, matrix)):
             loose = _compare(left, right, d_axis, looser, coarse=derived)
             if loose.agrees or (matrix and loose.share < match.share / 4):
                 self.coarse = self.coarse or matrix
-                return loose
+                return loose if self.coarse else replace(loose, strict=match.share)
         return match
+
+
+def _widespread(match: Match, matrix: bool) -> bool:
+    """Noise reaches most rows and most columns; an edited row or LayerNorm channel does not."""
+    if not matrix:
+        return match.share > FEW
+    return bool(min((match.others > 0).mean(), (match.channels > 0).mean()) > _SPREAD)
+
+
+def _with_floor(x: Operand) -> Operand:
+    """With the magnitude that its making may have had, where two made it from a third.
+
+    Means and sums of products were larger than what is left of them: for a matrix, as large as
+    its rows and columns; for a bias, a sum over d_model, by about the square root of its size.
+    """
+    last = total(x, -1, lambda m, _: m) / x.value.shape[-1]
+    if x.value.ndim == 1:
+        return replace(x, floors=(*x.floors, last * np.sqrt(x.value.size)))
+    before = total(x, -2, lambda m, _: m) / x.value.shape[-2]
+    return replace(x, floors=(*x.floors, 2 * last, 2 * before))
 
 
 def _compare(

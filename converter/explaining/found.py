@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from converter.explaining.compare import Match
+from converter.explaining.compare import FEW, Match
 from converter.explaining.operand import Operand, Way
 from converter.processing.step import Array, centred
 
@@ -50,18 +50,22 @@ def search(
 
     The first one that leaves nothing ends the search, so the most plausible goes first.
     """
-    tried: list[tuple[float, float, int, Chosen, Matches]] = []
+    tried: list[tuple[int, float, float, int, Chosen, Matches]] = []
     for i, candidate in enumerate(candidates):
         matches = evaluate(candidate)
-        share = sum(m.failing for m in matches.values()) / sum(m.cells for m in matches.values())
-        if share == 0:
+        found = matches.values()
+        share = sum(m.failing for m in found) / sum(m.cells for m in found)
+        left = sum(m.relative**2 for m in found)
+        if share == 0 and all(m.strict is None for m in found):
             return candidate, matches, True
-        left = sum(m.relative**2 for m in matches.values())
-        tried.append((share, left, i, candidate, matches))
-    best = min(tried, key=lambda t: t[:3])
-    others = [t[1] for t in tried if t[2] != best[2]]
-    says = best[0] < 0.5 or (bool(others) and best[1] < 0.5 * min(others))
-    return best[3], best[4], says
+        # What a wide tolerance accepts must not win over what but an edited element contradicts.
+        edit = all(m.strict is None and m.share <= FEW for m in found)
+        rank = 0 if edit else 1 if share == 0 else 2
+        tried.append((rank, share, left if share else 0.0, i, candidate, matches))
+    best = min(tried, key=lambda t: t[:4])
+    others = [t[2] for t in tried if t[3] != best[3]]
+    says = best[1] < 0.5 or (bool(others) and best[2] < 0.5 * min(others))
+    return best[4], best[5], says
 
 
 def off_centre(array: Array, axis: int) -> float:

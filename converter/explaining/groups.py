@@ -40,7 +40,8 @@ def centring(
         told = Mark.SILENT if any(evaluate(w)[step].agrees for w in others) else told
     found = Found(matches[step], {step: told})
     if not found.match.agrees:
-        found.keeps = evaluate(Way.BOTH)[step].agrees
+        both = compare.proof()(*centred_by(Way.BOTH, a, b), d_axis)
+        found.keeps = both.vanished(found.match)
     return found, way
 
 
@@ -103,17 +104,20 @@ def odd(pair: Pair, found: dict[str, Found], compare: Comparer) -> None:
 def mlp(pair: Pair, compare: Comparer) -> dict[str, Found]:
     """LayerNorm 2 with what reads it, and the output weights."""
 
-    def evaluate(way: Way) -> Matches:
+    def readers(way: Way, judge: Comparer) -> tuple[Operands, Operands, Matches]:
         left, right = folded_by(way, pair, "ln2")
-        norm = {} if way is Way.BOTH else norm_matches(left, right, "ln2", compare)
         names = ("mlp.W_in", "mlp.b_in")
-        return norm | {n: compare(left[n], right[n], pair.d_axis[n]) for n in names}
+        return left, right, {n: judge(left[n], right[n], pair.d_axis[n]) for n in names}
+
+    def evaluate(way: Way) -> Matches:
+        left, right, matches = readers(way, compare)
+        return norm_matches(left, right, "ln2", compare) | matches
 
     way, matches, says = search(fold_ways(pair, "ln2"), evaluate)
     told = {"fold_ln": fold_mark(pair, "ln2", way, says)}
     found = {name: Found(match, dict(told)) for name, match in matches.items()}
     if not all(m.agrees for m in matches.values()):
-        _judge(found, evaluate(Way.BOTH))
+        judge(found, readers(Way.BOTH, compare.proof())[2])
     return found | {name: writer(name, pair, compare) for name in ("mlp.W_out", "mlp.b_out")}
 
 
@@ -138,20 +142,20 @@ def final(pair: Pair, compare: Comparer) -> dict[str, Found]:
         each.marks["fold_ln"] = fold_mark(pair, "ln_final", way, says)
     if not all(m.agrees for m in matches.values()):
         left, right = folded_by(Way.BOTH, pair, "ln_final")
-        _judge(
-            found,
-            {
-                n: compare(*centred_by(Way.BOTH, left[n], right[n]), pair.d_axis[n])
-                for n in (W_U, B_U)
-            },
-        )
+        proof = {
+            n: compare.proof()(*centred_by(Way.BOTH, left[n], right[n]), pair.d_axis[n])
+            for n in (W_U, B_U)
+        }
+        judge(found, proof)
     odd(pair, found, compare)
     return found
 
 
-def _judge(found: dict[str, Found], with_all: Matches) -> None:
-    """Whether the function is the same, from the readers with every step on both sides."""
+def judge(found: dict[str, Found], with_all: Matches) -> None:
+    """Whether the function is the same, from the readers with every step on both sides.
+
+    A LayerNorm matters through its readers: all of them must have lost their difference.
+    """
     for name, each in found.items():
-        each.keeps = (
-            with_all[name].agrees if name in with_all else all(m.agrees for m in with_all.values())
-        )
+        readers = [with_all[name]] if name in with_all else list(with_all.values())
+        each.keeps = all(match.vanished(each.match) for match in readers)

@@ -7,6 +7,7 @@ from itertools import product as pairs_of
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.explaining.compare import NOISE, Comparer, Match
 from converter.explaining.found import (
@@ -23,14 +24,14 @@ from converter.explaining.groups import (
     fold_mark,
     fold_ways,
     folded_by,
+    judge,
     norm_matches,
     odd,
 )
 from converter.explaining.operand import NAMED, Operand, Operands, Way, move_values
 from converter.explaining.products import Factor, compare_products, split_bias
 from converter.explaining.unit import Pair
-from converter.processing.refactor_factored_attn_matrices import RefactorFactoredAttnMatrices
-from converter.processing.step import FLOAT32, State
+from converter.processing.step import FLOAT32, Array
 
 W_Q, W_K, W_V, W_O = "attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O"
 B_Q, B_K, B_V, B_O = "attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"
@@ -39,7 +40,8 @@ CENTRE, VALUES, REFACTOR = (
     "fold_value_biases",
     "refactor_factored_attn_matrices",
 )
-_REFACTOR = RefactorFactoredAttnMatrices()
+_NEGLIGIBLE = 1e-4
+"""A singular vector with so small a part of the largest singular value is rounding's to choose."""
 
 
 class Output(NamedTuple):
@@ -89,36 +91,21 @@ def attention(pair: Pair, compare: Comparer) -> dict[str, Found]:
     for name in (B_V, B_O):
         found[name].marks[VALUES] = values
     if not all(each.match.agrees for each in found.values()):
-        _judge(found, pair, compare)
+        _judge(found, pair, compare.proof())
     odd(pair, found, compare)
     return found
 
 
-def _queries_and_keys(
-    left: Operands, right: Operands, pair: Pair, compare: Comparer, *, function: bool = False
-) -> Matches:
-    """W_Q, b_Q, W_K and b_K, else their product. `function`: the product, as the function has it.
-
-    b_K adds the same to a query's score with every key, which softmax does not see.
-    """
+def _queries_and_keys(left: Operands, right: Operands, pair: Pair, compare: Comparer) -> Matches:
+    """W_Q, b_Q, W_K and b_K, else their product."""
     direct = {n: compare(left[n], right[n], pair.d_axis[n]) for n in (W_Q, B_Q, W_K, B_K)}
     if all(m.agrees for m in direct.values()):
         return direct
-    heads = left[W_Q].value.shape[0]
-
-    def factors(unit: Operands) -> tuple[Factor, Factor]:
-        return Factor.of(unit[W_Q], unit[B_Q]), Factor.of(
-            unit[W_K], None if function else unit[B_K]
-        )
-
-    sides = left[W_Q], right[W_Q]
-    q, k = compare_products(factors(left), factors(right), sides, compare, "W_Q·W_Kᵀ")
-    if function:
-        return {W_Q: q, W_K: k}
+    q, k = _scores_product(left, right, compare)
     if (q.agrees and k.agrees) or _better((q, k), (direct[W_Q], direct[W_K])):
-        return dict(
-            zip((W_Q, B_Q, W_K, B_K), (*split_bias(q, heads), *split_bias(k, heads)), strict=True)
-        )
+        heads = left[W_Q].value.shape[0]
+        parts = (*split_bias(q, heads), *split_bias(k, heads))
+        return dict(zip((W_Q, B_Q, W_K, B_K), parts, strict=True))
     return direct
 
 
@@ -130,32 +117,21 @@ def _better(product: tuple[Match, Match], direct: tuple[Match, Match]) -> bool:
 
 
 def _values_and_output(
-    left: Operands, right: Operands, pair: Pair, compare: Comparer, *, function: bool = False
+    left: Operands, right: Operands, pair: Pair, compare: Comparer
 ) -> tuple[Way, Matches, bool]:
     """W_V and W_O, else their product."""
-    order = (Way.BOTH,) if function else centring_order([(left[W_O], right[W_O])], -1)
+    order = centring_order([(left[W_O], right[W_O])], -1)
 
     def direct(way: Way) -> Matches:
         return {W_O: compare(*centred_by(way, left[W_O], right[W_O]), pair.d_axis[W_O])}
-
-    def rotated(way: Way) -> Matches:
-        o, o2 = centred_by(way, left[W_O], right[W_O])
-        factors = [
-            (Factor.of(unit[W_V]), Factor.of(w_o).flipped())
-            for unit, w_o in ((left, o), (right, o2))
-        ]
-        sides = (
-            replace(left[W_V], moved=left[W_V].moved or o.moved),
-            replace(right[W_V], moved=right[W_V].moved or o2.moved),
-        )
-        v, o_match = compare_products(factors[0], factors[1], sides, compare, "W_V·W_O")
-        return {W_V: v, W_O: o_match}
 
     way, matches, says = search(order, direct)
     matches |= {W_V: compare(left[W_V], right[W_V], pair.d_axis[W_V])}
     if all(m.agrees for m in matches.values()):
         return way, matches, says
-    other_way, products, other_says = search(order, rotated)
+    other_way, products, other_says = search(
+        order, lambda way: _output_product(way, left, right, compare)
+    )
     if all(m.agrees for m in products.values()) or _better(
         (products[W_V], products[W_O]), (matches[W_V], matches[W_O])
     ):
@@ -264,41 +240,79 @@ def _none(bias: Operand) -> bool:
 
 
 def _singular(unit: Operands, carried: bool) -> bool:
-    """Whether most heads are in the basis of their singular vectors.
-
-    Carrying a model's own biases folds LayerNorm after that; then W_O alone still shows it.
-    """
-    if carried and _orthonormal(unit[W_O]):
-        return True
-    if _none(unit[B_V]):
-        unit = {**unit, B_V: replace(unit[B_V], value=np.zeros_like(unit[B_V].value))}
-    names = (W_Q, W_K, W_V, W_O, B_Q, B_K, B_V)
-    heads = unit[W_Q].value.shape[0]
-    states = [
-        _REFACTOR.state({n: unit[n].value[i : i + 1] for n in names}, unit[W_Q].rounding)
-        for i in range(heads)
+    """Whether the heads are in the basis of their singular vectors, one edited weight aside."""
+    q, k, v, o = (
+        np.concatenate([unit[W_Q].value, unit[B_Q].value[:, None]], 1),
+        np.concatenate([unit[W_K].value, unit[B_K].value[:, None]], 1),
+        unit[W_V].value,
+        unit[W_O].value.swapaxes(1, 2),
+    )
+    slack = 4 * unit[W_Q].rounding.relative + 1e-5  # as for the step's own state
+    gap = np.abs(np.linalg.norm(q, axis=1) - np.linalg.norm(k, axis=1)).max(1)
+    even = gap <= slack * np.linalg.norm(q, axis=1).max(1)
+    units = np.abs(np.linalg.norm(o, axis=1) - 1).max(1) <= slack
+    signs = [
+        even & _right_angles(q, slack) & _right_angles(k, slack),
+        _right_angles(v, slack),
+        units & _right_angles(o, slack),
     ]
-    live = [state for state in states if state is not State.NOTHING_TO_DO]
-    return bool(live) and sum(state is State.APPLIED for state in live) > len(live) / 2
+    seen = [bool(sign.mean() > 0.5) for sign in signs]
+    # Carrying a model's own biases folds LayerNorm after that; W_O alone still shows it then.
+    return sum(seen) >= 2 or (carried and seen[2])
 
 
-def _orthonormal(w_o: Operand) -> bool:
-    """Whether the rows of W_O are, in most heads."""
-    gram = w_o.value @ w_o.value.swapaxes(1, 2)
-    slack = 4 * w_o.rounding.relative + 1e-5  # as for the state of the step
-    off = np.abs(gram - np.eye(gram.shape[1])).max((1, 2))
-    return bool((off <= slack).mean() > 0.5)
+def _right_angles(columns: Array, slack: float) -> NDArray[np.bool_]:
+    """For each head whether its columns are at right angles, negligible ones aside."""
+    norms = np.linalg.norm(columns, axis=1)
+    live = norms > _NEGLIGIBLE * norms.max(1, keepdims=True)
+    unit = np.divide(columns, norms[:, None], out=np.zeros_like(columns), where=live[:, None])
+    gram = np.abs(unit.swapaxes(1, 2) @ unit)
+    gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
+    result: NDArray[np.bool_] = (gram <= slack).all((1, 2)) & live.any(1)
+    return result
 
 
 def _judge(found: dict[str, Found], pair: Pair, compare: Comparer) -> None:
     """Whether the function is the same: with every step on both sides, and products for heads."""
     left, right = folded_by(Way.BOTH, pair, "ln1")
-    scores = _queries_and_keys(left, right, pair, compare, function=True)
-    _, outputs, _ = _values_and_output(left, right, pair, compare, function=True)
-    biases = _biases(Way.BOTH, Way.BOTH, Way.BOTH, left, right, compare)
-    qk = scores[W_Q].agrees and scores[W_K].agrees
-    ov = outputs[W_V].agrees and outputs[W_O].agrees
-    fine = dict.fromkeys((W_Q, B_Q, W_K, B_K), qk) | dict.fromkeys((W_V, W_O), ov)
-    fine |= dict.fromkeys((B_V, B_O), biases[B_O].agrees)
-    for name, each in found.items():
-        each.keeps = fine.get(name, all(fine.values()))
+    proof = {n: compare(left[n], right[n], pair.d_axis[n]) for n in (W_Q, B_Q, W_K, W_V)}
+    outputs = centred_by(Way.BOTH, left[W_O], right[W_O])
+    proof[W_O] = compare(*outputs, pair.d_axis[W_O])
+    # A change of basis shows on both factors. An edit of one of them has no claim to the
+    # product's tolerance, which is wider than an element's.
+    if not proof[W_Q].agrees and not proof[W_K].agrees:
+        q, k = _scores_product(left, right, compare, function=True)
+        proof |= {W_Q: q, B_Q: q, W_K: k}
+    if not proof[W_V].agrees and not proof[W_O].agrees:
+        proof |= _output_product(Way.BOTH, left, right, compare)
+    # b_K adds the same to a query's score with every key, which softmax does not see.
+    scores = {n: proof[n] for n in (W_Q, B_Q, W_K)}
+    agree = all(m.agrees for m in scores.values())
+    output = _biases(Way.BOTH, Way.BOTH, Way.BOTH, left, right, compare)[B_O]
+    judge({n: each for n, each in found.items() if n != B_K}, proof | {B_O: output, B_V: output})
+    for name in (W_Q, B_Q, B_K, W_K):
+        found[name].keeps = agree and (name == B_K or found[name].keeps)
+
+
+def _scores_product(
+    left: Operands, right: Operands, compare: Comparer, *, function: bool = False
+) -> tuple[Match, Match]:
+    """W_Q·W_Kᵀ with the biases as a further row; the `function` does not depend on b_K."""
+
+    def factors(unit: Operands) -> tuple[Factor, Factor]:
+        b_k = None if function else unit[B_K]
+        return Factor.of(unit[W_Q], unit[B_Q]), Factor.of(unit[W_K], b_k)
+
+    sides = left[W_Q], right[W_Q]
+    return compare_products(factors(left), factors(right), sides, compare, "W_Q·W_Kᵀ")
+
+
+def _output_product(way: Way, left: Operands, right: Operands, compare: Comparer) -> Matches:
+    """W_V·W_O, with W_O centred as `way` says."""
+    outputs = centred_by(way, left[W_O], right[W_O])
+    factors, sides = [], []
+    for unit, w_o in zip((left, right), outputs, strict=True):
+        factors.append((Factor.of(unit[W_V]), Factor.of(w_o).flipped()))
+        sides.append(replace(unit[W_V], moved=unit[W_V].moved or w_o.moved))
+    v, o = compare_products(factors[0], factors[1], (sides[0], sides[1]), compare, "W_V·W_O")
+    return {W_V: v, W_O: o}

@@ -71,7 +71,7 @@ def compare_products(
         return result
 
     matches = judged(weigh(*sides))
-    if (compare.coarse or min(m.share for m in matches) > 0.5) and not all(
+    if (compare.coarse or (not compare.frozen and min(m.share for m in matches) > 0.5)) and not all(
         m.agrees for m in matches
     ):
         looser = judged((COARSE, COARSE))

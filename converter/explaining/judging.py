@@ -229,27 +229,31 @@ def _facts(
     facts: dict[str, TensorFact] = {}
     for tensor in tensors:
         fact = _fact(converted, tensor, decided, cast, tensors)
-        carrier = _carrier(tensor.key, original, converted)
-        if carrier is None:
-            facts[tensor.key] = fact
-        elif not fact.explained and facts[carrier].explained:
+        key, stored = tensor.key, any(tensor.key in c.stored for c in (original, converted))
+        carrier = _carrier(tensor)
+        if stored or (carrier is None and not fact.explained):
+            facts[key] = fact
+        elif carrier is not None and not fact.explained:
+            held = facts[carrier]
+            keeps = fact.keeps_function and held.keeps_function
+            source = fact if held.explained else held
             facts[carrier] = replace(
-                fact, key=carrier, name=facts[carrier].name, difference=facts[carrier].difference
+                source,
+                key=carrier,
+                name=held.name,
+                difference=held.difference,
+                keeps_function=keeps,
             )
-        elif not fact.explained:
-            keeps = facts[carrier].keeps_function and fact.keeps_function
-            facts[carrier] = replace(facts[carrier], keeps_function=keeps)
     return tuple(facts[key] for key in converted.slots if key in facts)
 
 
-def _carrier(key: str, *checkpoints: Checkpoint) -> str | None:
-    """For a tensor that no file stores, the one that stands for it; None for all others."""
-    if any(key in checkpoint.stored for checkpoint in checkpoints):
-        return None
-    head, _, tail = key.rpartition(".")
-    if key == HEAD:
+def _carrier(tensor: _Tensor) -> str | None:
+    """The tensor that stands for one that no file stores: the tied embedding, or the weight that
+    carries a bias."""
+    if tensor.key == HEAD:
         return EMBEDDING
-    return f"{head}.{_CARRIER[tail]}" if tail in _CARRIER else None
+    head, _, tail = tensor.key.rpartition(".")
+    return f"{head}.{_CARRIER[tail]}" if tensor.carried and tail in _CARRIER else None
 
 
 def _fact(
