@@ -158,6 +158,9 @@ def _output(
 
     order = pairs_of(values + ([Way.BOTH] if early else []), (w_o, *NAMED))
     (way, b_o), biases, _ = search(dict.fromkeys(order), evaluate)
+    alike = evaluate((way, w_o))
+    if all(m.agrees for m in alike.values()):
+        b_o, biases = w_o, alike  # what W_O went through, unless b_O denies it
     agree = {
         other
         for other in values
