@@ -15,9 +15,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint, open_checkpoint
-    from converter.convert import Conversion, bake, hf_to_tl, tl_to_hf
+    from converter.convert import Conversion, bake, export_onnx, hf_to_tl, tl_to_hf
     from converter.explaining import Explanation, explain
+    from converter.exporting import Graph
     from converter.inspection import Inspection
+    from converter.opening import open_artifact
     from converter.verification import Verification, verify
     from converter.verification.loading import load_bridge, load_hooked
 
@@ -28,10 +30,13 @@ _HOMES = {
     "Inspection": "inspection",
     "Verification": "verification",
     "bake": "convert",
+    "Graph": "exporting",
     "explain": "explaining",
+    "export_onnx": "convert",
     "hf_to_tl": "convert",
     "load_bridge": "verification.loading",
     "load_hooked": "verification.loading",
+    "open_artifact": "opening",
     "open_checkpoint": "checkpoint",
     "tl_to_hf": "convert",
     "verify": "verification",
@@ -41,13 +46,16 @@ __all__ = [
     "Checkpoint",
     "Conversion",
     "Explanation",
+    "Graph",
     "Inspection",
     "Verification",
     "bake",
     "explain",
+    "export_onnx",
     "hf_to_tl",
     "load_bridge",
     "load_hooked",
+    "open_artifact",
     "open_checkpoint",
     "tl_to_hf",
     "verify",

@@ -12,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter import __version__
-from converter.cli_options import converting, printing, processing, reading, reporting
+from converter.cli_options import (
+    converting,
+    formats,
+    graph,
+    printing,
+    processing,
+    reading,
+    reporting,
+    verifying,
+)
+from converter.errors import UsageError
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.exporting import Graph
 
 EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input, 4 this machine cannot do what was asked for."
 
@@ -39,17 +50,53 @@ def _open(
     return open_checkpoint(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
 
 
-def _convert(direction: str, source: str, output: Path, display: Any, **options: Any) -> Any:
+def _convert(direction: str, source: str, output: Path | None, display: Any, **options: Any) -> Any:
     from converter import convert
 
     opened = _open(source, *(options.pop(name) for name in ("revision", "cfg", "allow_pickle")))
-    dtype = options.pop("dtype")
+    dtype, report = options.pop("dtype"), options.pop("report")
+    asked = options.pop("formats", ("onnx",))
+    options["graph"] = _graph(asked, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))  # fmt: skip
+    if "safetensors" in asked:
+        options["keep_weights"] = True
+    if report and not options["check"]:
+        raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip
     with display.progress() as progress:
         done = getattr(convert, direction)(
-            opened, output, dtype=None if dtype == "keep" else dtype, progress=progress, **options
-        )
+            opened, output, dtype=None if dtype == "keep" else dtype, progress=progress,
+            layers=report is not None, **options,
+        )  # fmt: skip
     display.conversion(done)
-    return done.to_json(), 0
+    document = done.to_json()
+    _report(report, document["verification"], document["output"], display)
+    return document, 0
+
+
+def _graph(
+    asked: tuple[str, ...], weights: Any, no_past: bool, hooks: tuple[str, ...], client: str | None
+) -> Graph | None:
+    from converter.exporting import Graph
+
+    if "onnx" in asked:
+        return Graph.of(weights, not no_past, hooks, client)
+    given = {"--weights": weights, "--no-past": no_past, "--hook": hooks, "--for": client}
+    if names := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"{names[0]} says what an ONNX graph is like, and none was asked for.",
+            where=names[0],
+            do="Add --format onnx.",
+        )
+    return None
+
+
+def _report(path: Path | None, verification: Any, artifact: str, display: Any) -> None:
+    if path is None or verification is None:
+        return
+    from converter.checkpoint.source import provenance_of
+    from converter.verification.report import write_report
+
+    write_report(verification, path, provenance=provenance_of(Path(artifact)))
+    display.say(f"  report: {path}")
 
 
 @main.command("hf-to-tl")
@@ -65,6 +112,9 @@ def _convert(direction: str, source: str, output: Path, display: Any, **options:
 @processing("none")
 @reading
 @converting
+@formats
+@graph
+@verifying
 @printing
 @reporting
 def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
@@ -84,6 +134,9 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
 @processing("default")
 @reading
 @converting
+@formats
+@graph
+@verifying
 @printing
 @reporting
 def bake(source: str, output: Path, **options: Any) -> Any:
@@ -111,6 +164,9 @@ def bake(source: str, output: Path, **options: Any) -> Any:
 )
 @reading
 @converting
+@formats
+@graph
+@verifying
 @printing
 @reporting
 def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
@@ -126,6 +182,30 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
     return _convert("tl_to_hf", source, output, **options)
 
 
+@main.command("export-onnx")
+@click.argument("source")
+@click.argument("output", required=False, type=click.Path(path_type=Path))
+@reading
+@converting
+@graph
+@verifying
+@printing
+@reporting
+def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
+    """Export to ONNX.
+
+    Without OUTPUT, model.onnx is added beside SOURCE's own weights and copies none of them: one
+    directory for transformers, TransformerBridge, onnxruntime, optimum and transformers.js.
+
+    \b
+    neoconvert export-onnx my-model
+    neoconvert export-onnx EleutherAI/gpt-neo-125m neo-125m-onnx
+    neoconvert export-onnx my-model --hook 'blocks.*.hook_resid_post'
+    neoconvert export-onnx my-model my-model-js --for transformers-js
+    """
+    return _convert("export_onnx", source, output, **options)
+
+
 @main.command("verify")
 @click.argument("original")
 @click.argument("artifact")
@@ -139,32 +219,55 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
     show_default=True,
     help="Repeatable. weights: bit for bit. function: log-probabilities.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]")
+@click.option(
+    "--max-ratio",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How many times float32's own noise ARTIFACT may be off. Default: 8.",
+)
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Probe this text too.",
+)
+@click.option(
+    "--python",
+    "pythons",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="Repeatable. Run ARTIFACT in the environment of this interpreter too.",
+)
+@verifying
 @printing
 @reporting
 def verify(
     original: str,
     artifact: str,
     display: Any,
-    checks: tuple[str, ...],
-    device: str,
     revision: str | None,
     cfg: Path | None,
     allow_pickle: bool,
+    report: Path | None,
+    **options: Any,
 ) -> Any:
     """Check that ARTIFACT reproduces ORIGINAL.
 
-    Any two of HF and TransformerLens checkpoints.
+    Any two of HF and TransformerLens checkpoints and ONNX files. A directory with weights and a
+    model.onnx is checked in both runtimes.
     --revision and --cfg are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
     """
+    from converter.opening import open_artifact
     from converter.verification import verify as run
 
-    first = _open(original, revision, cfg, allow_pickle)
-    second = _open(artifact, allow_pickle=allow_pickle)
+    first = open_artifact(original, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
+    second = open_artifact(artifact, allow_pickle=allow_pickle)
     with display.progress() as progress:
-        result = run(first, second, checks=checks, device=device, progress=progress)
+        result = run(first, second, progress=progress, layers=report is not None, **options)
     display.verification(result)
-    return result.to_json(), 0 if result.passed else 1
+    document = result.to_json()
+    _report(report, document, artifact, display)
+    return document, 0 if result.passed else 1
 
 
 @main.command("explain")
@@ -206,11 +309,12 @@ def explain(
 def inspect(path: str, display: Any, **reading: Any) -> Any:
     """Show what a checkpoint is.
 
-    Layout, config, tensors, dtypes and provenance, from headers alone.
+    Layout, config, tensors, dtypes and provenance, from headers alone. Or an ONNX file.
     """
     from converter.inspection import Inspection
+    from converter.opening import open_artifact
 
-    result = Inspection(_open(path, **reading))
+    result = Inspection(open_artifact(path, **reading))
     display.inspection(result)
     return result.to_json(), 0
 

@@ -87,6 +87,12 @@ converting = _options(
         show_default=True,
         help="Check the files written before they are published.",
     ),
+    click.option("--overwrite", is_flag=True, help="Replace OUTPUT, whole, once all is verified."),
+    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+)
+
+
+verifying = _options(
     click.option(
         "--device",
         default="auto",
@@ -94,8 +100,55 @@ converting = _options(
         metavar="auto|cpu|cuda[:N]",
         help="Where verification runs the models.",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace OUTPUT, whole, once all is verified."),
-    click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
+    click.option(
+        "--runtime",
+        type=click.Choice(["torch", "onnxruntime"]),
+        help="Run the weights in torch, or the graph in onnxruntime, alone. Default: what there is.",
+    ),
+    click.option(
+        "--effort",
+        type=click.Choice(["quick", "standard", "thorough"]),
+        default="standard",
+        show_default=True,
+        help="How much is run. thorough: every token, every position, whatever it costs.",
+    ),
+    click.option(
+        "--report",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE.html",
+        help="Write the verification as one HTML page, with plots.",
+    ),
+)
+graph = _options(
+    click.option(
+        "--hook",
+        "hooks",
+        multiple=True,
+        metavar="PATTERN",
+        help="Repeatable. TransformerLens's hook points that become ONNX outputs: blocks.*.hook_resid_post",
+    ),
+    click.option(
+        "--weights",
+        type=click.Choice(["shared", "external", "inline"]),
+        help="Where the graph's weights are. shared: in the safetensors files (default). external:"
+        " in model.onnx_data. inline: in model.onnx, up to 2 GB.",
+    ),
+    click.option("--no-past", is_flag=True, help="ONNX without a cache of keys and values."),
+    click.option(
+        "--for",
+        "client",
+        type=click.Choice(["transformers-js"]),
+        help="ONNX in the folders that this client looks in.",
+    ),
+)
+formats = click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["safetensors", "onnx"]),
+    multiple=True,
+    default=("safetensors",),
+    show_default=True,
+    help="Repeatable. onnx: a graph too; alone with --weights external or inline, nothing else.",
 )
 
 

@@ -1,25 +1,30 @@
-"""The pipeline: plan -> stream units -> verify -> publish."""
+"""The pipeline: plan -> stream units -> export a graph -> verify -> publish."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint, provenance, sidecar
 from converter.checkpoint.ledger_file import LEDGER, LedgerWriter
 from converter.checkpoint.plan import Plan, make_plan
 from converter.checkpoint.publish import check_output, staging
+from converter.checkpoint.source import WEIGHTS
 from converter.dtypes import code_named
-from converter.errors import BadInput, VerificationFailed
+from converter.errors import BadInput, UsageError
+from converter.exporting import Addition, Graph, add_graph, facts, require_verified
 from converter.layout import Layout
 from converter.processing import parse
 from converter.progress import Progress, silent
 from converter.route import Processing, Route
-from converter.routing import Reverse, processing, reversing
+from converter.routing import Reverse, plain, processing, reversing
 from converter.streaming import stream
 from converter.verification import Verification, verify
 from converter.verification.loading import resolve_device
+
+if TYPE_CHECKING:
+    from converter.onnx import ExportResult
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Conversion:
     plan: Plan
     published: bool
     verification: Verification | None
+    graph: ExportResult | None = None
 
     @property
     def source(self) -> Checkpoint:
@@ -51,6 +57,7 @@ class Conversion:
             "shards": list(self.plan.shards),
             "dropped": list(self.plan.dropped),
             "invented": list(self.plan.invented),
+            "onnx": facts(self.graph) if self.graph else None,
             "verification": self.verification.to_json() if self.verification else None,
         }
 
@@ -137,6 +144,32 @@ def _opened(source: Checkpoint | str | Path) -> Checkpoint:
     return source if isinstance(source, Checkpoint) else open_checkpoint(source)
 
 
+def export_onnx(
+    source: Checkpoint | str | Path, output: str | Path | None = None, **options: Any
+) -> Conversion | Addition:
+    """HF or TransformerLens -> ONNX.
+
+    Without `output`, model.onnx is added beside SOURCE's own weights, which it shares. With one,
+    SOURCE is copied there in its layout, with the graph (`options`: see `convert`).
+
+    Args:
+        options: `graph` (an `exporting.Graph`), `overwrite`, `dry_run`, `check`, `device` and
+            what else `verify` takes; with `output` also `dtype` and `max_shard_size`.
+    """
+    source = _opened(source)
+    graph = options.pop("graph", None) or Graph()
+    if output is None:
+        if options.pop("dtype", None) or options.pop("max_shard_size", "5GB") != "5GB":
+            raise UsageError(
+                "The weights stay as they are where no OUTPUT is named.",
+                where="--dtype or --max-shard-size",
+                do="Name an OUTPUT directory.",
+            )
+        return add_graph(source, graph, **options)
+    check_output(Path(output), source.source.path, overwrite=bool(options.get("overwrite")))
+    return convert(plain(source), Path(output), layout=source.layout, graph=graph, **options)
+
+
 def convert(
     route: Route,
     output: Path,
@@ -145,11 +178,13 @@ def convert(
     dtype: str | None = None,
     ledger: str = "compact",
     max_shard_size: str = "5GB",
+    graph: Graph | None = None,
+    keep_weights: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     check: bool = True,
-    device: str = "auto",
     progress: Progress | None = None,
+    **verifying: Any,
 ) -> Conversion:
     """Convert by `route` to `layout` and publish at `output`, verified.
 
@@ -157,8 +192,10 @@ def convert(
         dtype: "float32", "float16" or "bfloat16" to store in; None keeps each tensor's own.
         ledger: what is kept so that processing can be undone: "compact", "exact" or "none".
         max_shard_size: as the hub writes it, such as "5GB".
+        graph: an ONNX graph to write as well.
+        keep_weights: keep the safetensors files beside a graph that has the weights itself.
         check: verify the files written (weights and function) before publishing.
-        device: where verification computes: "auto", "cpu", "cuda" or "cuda:N".
+        verifying: further arguments of `verify`: `device`, `runtime`, `effort`.
 
     Raises:
         NotRepresentable: the target cannot hold what the source holds.
@@ -171,28 +208,32 @@ def convert(
     plan = make_plan(route, layout, dtype=code, max_shard_size=max_shard_size)
     if layout == "hooked":
         sidecar.cfg(route, plan)  # an activation that TL lacks is refused before a weight is read
+    graph_alone = graph is not None and graph.weights != "shared" and not keep_weights
+    if graph is not None:
+        graph.require_possible(plan.config)
     if dry_run:
         return Conversion(route, output, plan, False, None)
     if check:
-        resolve_device(device)  # a device that is not here is told before an hour's work
+        # A device that is not here is told before an hour's work.
+        resolve_device(verifying.get("device", "auto"))
     keeps = isinstance(route, Processing) and route.pipeline and ledger != "none"
-    book = LedgerWriter(ledger) if keeps else None
+    book = LedgerWriter(ledger) if keeps and not graph_alone else None
     with staging(output) as stage:
         sha256 = stream(route, plan, stage, book, progress or silent)
-        sidecar.write(route, plan, stage, recast=code is not None)
+        said = graph.config if graph else None
+        sidecar.write(route, plan, stage, recast=code is not None, graph=said)
         if book:
             book.save(stage, tied=source.tied, original_sha256=sha256.read)
+        artifact, exported = open_checkpoint(stage), None
+        if graph:
+            exported = graph.write(artifact, {"route": route.name, "steps": list(plan.steps)})
         verification = None
         if check:
-            artifact = open_checkpoint(stage)
-            verification = verify(source, artifact, route=route, device=device, progress=progress)
-            if not verification.passed:
-                raise VerificationFailed(
-                    "The converted files do not reproduce the original; nothing was published.",
-                    where=_first_problem(verification),
-                    do="A fault of neoconvert or of this machine: please report it, with --json's output.",
-                    details={"verification": verification.to_json()},
-                )
+            verification = verify(source, artifact, route=route, progress=progress, **verifying)
+            require_verified(replace(verification, artifact=str(output)))
+        if graph_alone:
+            for name in (*plan.shards, f"{WEIGHTS}.index.json", "cfg.json"):
+                (stage / name).unlink(missing_ok=True)
         provenance.write(
             stage,
             route,
@@ -201,10 +242,6 @@ def convert(
             output_sha256=sha256.written,
             verification=verification.to_json() if verification else None,
         )
-    return Conversion(route, output, plan, True, verification)
-
-
-def _first_problem(verification: Verification) -> str:
-    part = verification.first_divergence
-    where = f"{part.unit}{f', {part.tensor}' if part.tensor else ''}: " if part else ""
-    return where + " ".join(verification.problems[:2])
+    if exported:
+        exported = exported.moved(stage, output)
+    return Conversion(route, output, plan, True, verification, exported)

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from rich import progress as bars
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from converter.dtypes import NAMES
 from converter.progress import Progress
+from converter.wording import by_block, few, files, graph_line, origin, size, software, written
 
 if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint
-    from converter.checkpoint.plan import Plan
     from converter.convert import Conversion
     from converter.explaining import Explanation
+    from converter.exporting import Addition
     from converter.inspection import Inspection
-    from converter.verification import Verification
+    from converter.verification import ProbeResult, RuntimeInfo, Verification
 
 
 ADDED = {
@@ -30,16 +30,6 @@ ADDED = {
     "undoing": "from the ledger",
 }
 """Where tensors come from that the source does not have, by the route's name."""
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people: 3.7 MB."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
 
 
 class Display:
@@ -74,21 +64,39 @@ class Display:
     def say(self, text: str = "") -> None:
         self.console.print(text)
 
-    def conversion(self, done: Conversion) -> None:
+    def conversion(self, done: Conversion | Addition) -> None:
+        from converter.exporting import Addition
+
+        if isinstance(done, Addition):
+            self._addition(done)
+            return
         plan, source = done.plan, done.source
         if not done.published:
             self._plan(done)
             return
         self.say(
             f"[bold]{source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors,"
-            f" {size(plan.nbytes)} in {_files(plan)} → [bold]{done.output}[/]"
+            f" {size(plan.nbytes)} in {files(plan)} → [bold]{done.output}[/]"
         )
         for line in self._remarks(done):
             self.say(f"  {line}")
-        if done.verification is None:
+        if done.graph:
+            self.say(f"  {written(done.graph)}")
+        self._verified(done.verification)
+
+    def _addition(self, done: Addition) -> None:
+        if done.result is None:
+            self.say(f"Would add [bold]{done.path}[/]. Dry run: nothing was written.")
+            return
+        self.say(f"[bold]{done.source.layout} → onnx[/]: added [bold]{done.path}[/]")
+        self.say(f"  {written(done.result)}")
+        self._verified(done.verification)
+
+    def _verified(self, verification: Verification | None) -> None:
+        if verification is None:
             self.say("  [yellow]not verified[/] (--no-verify)")
         else:
-            self.verification(done.verification)
+            self.verification(verification)
 
     def _remarks(self, done: Conversion) -> Iterator[str]:
         plan = done.plan
@@ -98,9 +106,9 @@ class Display:
         reasons = dict.fromkeys(plan.dropped.values())
         for reason in reasons:
             names = tuple(name for name, why in plan.dropped.items() if why == reason)
-            yield f"left out {_few(names)} ({reason})"
+            yield f"left out {few(names)} ({reason})"
         if plan.invented:
-            yield f"added {_few(plan.invented)} ({ADDED[done.route.name]})"
+            yield f"added {few(plan.invented)} ({ADDED[done.route.name]})"
         if plan.layout == "hf":
             yield (
                 "head tied to the embedding"
@@ -119,7 +127,7 @@ class Display:
             self.say(line)
         self.say(
             f"[bold]{done.source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors, {plan.n_params:,}"
-            f" parameters, {size(plan.nbytes)} in {_files(plan)}. Dry run: nothing was written."
+            f" parameters, {size(plan.nbytes)} in {files(plan)}. Dry run: nothing was written."
         )
 
     def verification(self, result: Verification) -> None:
@@ -132,26 +140,11 @@ class Display:
             )
             for name in weights.mismatched[:8]:
                 self.say(f"      [red]differs[/] {name}")
+        for ran in result.runtimes:
+            results = [p for p in result.probes if p.runtime == ran.what]
+            if ran.role == "artifact" and results:
+                self._probes(result, ran, results)
         if result.probes:
-            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-            table.add_column("    probe")
-            for column in ("max |Δ log p|", "noise floor", "ratio", "top-1", ""):
-                table.add_column(column, justify="right")
-            for p in result.probes:
-                table.add_row(
-                    f"    {p.name}",
-                    f"{p.max_abs_logprob_diff:.2e}",
-                    f"{p.noise_floor:.2e}",
-                    f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
-                    f"{p.top1_agreement:.0%}",
-                    "[green]✓[/]" if p.passed else "[red]✗[/]",
-                )
-            mark = "[green]✓[/]" if all(p.passed for p in result.probes) else "[red]✗[/]"
-            ran = " against ".join(
-                f"{r.what} ({r.name} {r.version}, {r.device})" for r in reversed(result.runtimes)
-            )
-            self.say(f"  {mark} function: log-probabilities of {ran}")
-            self.console.print(table)
             if not any(p.compared for p in result.probes):
                 self.say(
                     "    [yellow]The original computes nothing but NaN and infinity; so does this."
@@ -163,15 +156,47 @@ class Display:
                     f"    Rounding weights to the new dtype itself costs up to {max(rounding):.2e};"
                     " the table judges conversion apart from it."
                 )
-        told = {p.name for p in result.probes if not p.passed}  # in the table
+        self._perplexities(result)
         for problem in result.problems:
-            if any(problem.startswith(f"Probe {name!r}") for name in told):
-                continue
-            self.say(f"  [red]{problem}[/]")
+            self.say(f"  [red]{escape(problem)}[/]")
+        for remark in result.remarks:
+            self.say(f"  [yellow]{escape(remark)}[/]")
         if (part := result.first_divergence) is not None:
             self.say(f"  they part at {part.unit}" + (f": {part.tensor}" if part.tensor else ""))
         verdict = "[bold green]verified[/]" if result.passed else "[bold red]NOT VERIFIED[/]"
         self.say(f"  {verdict}")
+
+    def _probes(self, result: Verification, ran: RuntimeInfo, probes: list[ProbeResult]) -> None:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("    probe")
+        for column in ("max |Δ log p|", "noise floor", "ratio", "top-1", ""):
+            table.add_column(column, justify="right")
+        for p in probes:
+            table.add_row(
+                f"    {p.name}",
+                f"{p.max_abs_logprob_diff:.2e}",
+                f"{p.noise_floor:.2e}",
+                f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
+                f"{p.top1_agreement:.0%}",
+                "[green]✓[/]" if p.passed else "[red]✗[/]",
+            )
+        mark = "[green]✓[/]" if all(p.passed for p in probes) else "[red]✗[/]"
+        both = (ran, *(r for r in result.runtimes if r.role == "original"))
+        named = " against ".join(software(r) for r in both)
+        self.say(f"  {mark} function: log-probabilities of {named}")
+        self.console.print(table)
+
+    def _perplexities(self, result: Verification) -> None:
+        """Of each text once: runtimes agree to more digits than anyone reads."""
+        told: set[str] = set()
+        for p in result.probes:
+            if p.perplexity and p.storage_kl is not None and p.name not in told:
+                told.add(p.name)
+                self.say(
+                    f"    {p.name}: perplexity {p.perplexity.original:.4f}, and"
+                    f" {p.perplexity.artifact:.4f} with rounded weights (KL {p.storage_kl:.2e},"
+                    f" top-1 {p.storage_top1_agreement:.1%})"
+                )
 
     def explanation(self, result: Explanation) -> None:
         width = min(self.console.width, 100)
@@ -194,58 +219,17 @@ class Display:
             ("vocabulary", f"{config['d_vocab']}; head {facts['head']}"),
             ("stored", f"{len(facts['tensors'])} tensors, {facts['n_params']:,} parameters, {size(facts['bytes'])},"
                        f" {', '.join(f'{d} ×{n}' for d, n in facts['dtypes'].items())}"),
-            ("buffers", _few(checkpoint.dropped) if checkpoint.dropped else "none"),
+            ("buffers", few(checkpoint.dropped) if checkpoint.dropped else "none"),
             ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
-            ("provenance", _origin(facts["provenance"])),
+            ("provenance", origin(facts["provenance"])),
         ]  # fmt: skip
+        if graph := facts["onnx"]:
+            rows.append(("graph", graph_line(graph)))
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in rows:
             table.add_row(f"  {name}", str(value))
         self.console.print(table)
         names = Table("  tensor", "dtype", "shape", box=None, pad_edge=False)
-        for name, dtype, shape in _by_block(checkpoint):
+        for name, dtype, shape in by_block(checkpoint):
             names.add_row(f"  {name}", dtype, shape)
         self.console.print(names)
-
-
-def _files(plan: Plan) -> str:
-    return "one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files"
-
-
-def _few(names: tuple[str, ...], most: int = 2) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def _by_block(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str]]:
-    """Name, dtype and shape of every stored tensor; what all blocks have alike is one line."""
-    lines: dict[tuple[str, str, str], list[int]] = {}
-    for key, slot in checkpoint.slots.items():
-        if stored := checkpoint.stored.get(key):
-            name = stored.name
-            if slot.layer is not None:
-                name = name.replace(f".{slot.layer}.", ".{}.", 1)
-            line = (name, NAMES[stored.code], " × ".join(map(str, stored.shape)))
-            lines.setdefault(line, []).append(slot.layer or 0)
-    for (name, dtype, shape), layers in lines.items():
-        runs = _runs(layers)
-        yield name.replace("{}", runs if runs.isdigit() else f"{{{runs}}}"), dtype, shape
-
-
-def _runs(layers: list[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
-
-
-def _origin(provenance: dict[str, object] | None) -> str:
-    source = (provenance or {}).get("source")
-    if not isinstance(source, dict):
-        return "none recorded"
-    revision = f" at {source['revision']}" if source.get("revision") else ""
-    return f"{source.get('layout')} {source.get('given')}{revision}"

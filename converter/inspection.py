@@ -46,7 +46,7 @@ class Inspection:
         config = self.checkpoint.config
         return {
             "path": str(self.checkpoint.source.path),
-            "layout": self.checkpoint.layout,
+            "layout": "onnx" if self.checkpoint.graph else self.checkpoint.layout,
             "steps": self.steps,
             "config": {
                 "n_layers": config.n_layers,
@@ -80,4 +80,30 @@ class Inspection:
             ],
             "tokenizer_files": [path.name for path in self.checkpoint.source.tokenizer_files()],
             "provenance": self.checkpoint.source.provenance,
+            "onnx": self._onnx(),
+        }
+
+    def _onnx(self) -> dict[str, Any] | None:
+        """The graph's own facts, where there is one."""
+        from converter.opening import graph_in
+
+        path, source = self.checkpoint.graph, self.checkpoint.source
+        if path is None and source.is_directory:
+            path = graph_in(source.path)
+        if path is None:
+            return None
+        from converter.onnx import read_onnx
+
+        file = read_onnx(path)
+        return {
+            "path": str(path),
+            "weights_layout": self.checkpoint.layout,
+            "producer": file.producer,
+            "opset": file.opset,
+            "nodes": file.nodes,
+            "inputs": list(file.inputs),
+            "outputs": list(file.outputs),
+            "with_past": file.with_past,
+            "hooks": list(file.hooks),
+            "weight_files": [path.name for path in file.data_files],
         }

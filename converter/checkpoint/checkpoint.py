@@ -34,6 +34,15 @@ class Checkpoint:
     """By `hooked` name. Absent: not in the files (neutral, or the tied head)."""
     dropped: tuple[str, ...]
     """Known buffers that the files hold beside the weights."""
+    graph: Path | None = None
+    """The ONNX file that the weights were read from: its graph computes, not the layout's library."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every weight is known. Of a graph that others wrote, it may not be."""
+        return all(
+            key in self.stored or slot.absence or key == HEAD for key, slot in self.slots.items()
+        )
 
     @property
     def directory(self) -> Path:
@@ -47,7 +56,8 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """The storage dtype (safetensors code): that of the embedding."""
-        return self.stored[EMBEDDING].code
+        embedding = self.stored.get(EMBEDDING)
+        return embedding.code if embedding else "F32"
 
     @property
     def headless(self) -> bool:

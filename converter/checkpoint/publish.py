@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -80,18 +81,53 @@ def _open_up(stage: Path) -> None:
     """The modes that plain writing gives; mkdtemp and safetensors make private files."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in stage.iterdir():
-        path.chmod(0o666 & ~mask)
+    for path in stage.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
     stage.chmod(0o777 & ~mask)
 
 
 def _sync(stage: Path) -> None:
-    for path in [*stage.iterdir(), stage]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    for path in [*stage.rglob("*"), stage]:
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def adding(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """The name of a file beside `path` that becomes `path` when the block ends without an
+    exception. On any exception it is removed, and what was at `path` is as it was.
+
+    Raises:
+        OutputExists: `path` is there and may not be replaced.
+    """
+    exists = OutputExists(
+        f"There is a {path.name} already.",
+        where=str(path),
+        do="Remove it, or add --overwrite to replace it.",
+    )
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise exists
+    stage = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield stage
+        _sync_one(stage)
+        if overwrite:
+            os.rename(stage, path)
+        else:
+            try:
+                os.link(stage, path)  # unlike a rename, fails if the name was taken meanwhile
+            except FileExistsError as error:
+                raise exists from error
+        _sync_one(path.parent)
+    finally:
+        stage.unlink(missing_ok=True)
 
 
 def _replace(stage: Path, target: Path) -> None:
@@ -109,11 +145,7 @@ def _replace(stage: Path, target: Path) -> None:
             os.rename(old / target.name, target)
             raise
         shutil.rmtree(old)
-    handle = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    _sync_one(target.parent)
 
 
 def _exchange(a: Path, b: Path) -> bool:

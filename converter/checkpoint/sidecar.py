@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.checkpoint import EMBEDDING
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
+from converter.checkpoint.source import Json
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 
@@ -17,17 +18,25 @@ if TYPE_CHECKING:
     from converter.route import Route
 
 
-def write(route: Route, plan: Plan, stage: Path, *, recast: bool) -> None:
-    """Write config and tokenizer files. `recast`: the storage dtype was asked for."""
+def write(
+    route: Route, plan: Plan, stage: Path, *, recast: bool, graph: Json | None = None
+) -> None:
+    """Write config and tokenizer files.
+
+    Args:
+        recast: the storage dtype was asked for.
+        graph: what config.json says beside an ONNX graph, whose clients look for HF's files in
+            any layout; None: no graph.
+    """
     source = route.source
     if plan.layout == "hooked":
         _write_json(stage / "cfg.json", cfg(route, plan))
-    else:
+    if plan.layout != "hooked" or graph is not None:
         base = source.original_hf_config
         dtype = _dtype(plan) if recast or base is None else None
-        config = to_hf(plan.config, base, tied=route.tied, dtype=dtype)
+        config = to_hf(plan.config, base, tied=route.tied, dtype=dtype) | (graph or {})
         _write_json(stage / "config.json", config)
-        if plan.layout == "hf":
+        if plan.layout == "hf" or graph is not None:
             generation = source.original_generation_config or _generation_config(config)
             _write_json(stage / "generation_config.json", generation)
     for path in source.source.tokenizer_files():

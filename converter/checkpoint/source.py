@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
 WEIGHTS = "model.safetensors"
 PICKLE_WEIGHTS = "pytorch_model.bin"
 PROVENANCE = "neoconvert.json"
+_INDEX = ".index.json"
 _MAX_JSON_BYTES = 64 * 2**20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+[\w.-]*")
 
@@ -148,12 +149,18 @@ def _from_hub(given: str, revision: str | None) -> tuple[Path, str]:
     return found, found.name
 
 
+def holds_weights(directory: Path) -> bool:
+    """Whether a directory has a file of weights, or an index of several."""
+    names = [f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", _INDEX)]
+    return any((directory / name).is_file() for name in names)
+
+
 def _weight_files(directory: Path) -> _Files:
     """A directory's weights, safetensors before pickle, one file before shards."""
     for name in (WEIGHTS, PICKLE_WEIGHTS):
         if (directory / name).is_file():
             return _Files([directory / name])
-        index = directory / f"{name}.index.json"
+        index = directory / f"{name}{_INDEX}"
         if index.is_file():
             return _shards(index)
     raise SourceNotFound(
@@ -248,6 +255,11 @@ def read_json(path: Path) -> Json:
     if not isinstance(value, dict):
         raise ConfigError("The file holds no JSON object.", where=str(path), do="Write it again.")
     return value
+
+
+def provenance_of(path: Path) -> Json | None:
+    """The neoconvert.json of a directory, or of the one a file is in."""
+    return _optional_json((path if path.is_dir() else path.parent) / PROVENANCE)
 
 
 def _optional_json(path: Path) -> Json | None:

@@ -126,6 +126,11 @@ class Slot:
     """From this layout to `hooked`; `to_hub.inverse` leads back."""
 
     @property
+    def place(self) -> str:
+        """Its unit's name for people: "embed", "block 3" or "final"."""
+        return self.unit.value if self.layer is None else f"block {self.layer}"
+
+    @property
     def prefix(self) -> str:
         """Of the unit's names: "blocks.3.", "embed." or "final."."""
         return f"{self.unit.value}." if self.layer is None else f"blocks.{self.layer}."

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.source import Json
 from converter.errors import OutputExists, UsageError
 from converter.onnx import weights as placing
 from converter.onnx.builder import OPSET
 from converter.onnx.graph import build
 from converter.onnx.hooks import match
+from converter.onnx.opening import metadata
 from converter.onnx.reading import read_onnx
 
 MODEL = "model.onnx"
@@ -39,6 +41,15 @@ class ExportResult:
     nodes: int
     opset: int = OPSET
 
+    def moved(self, old: Path, new: Path) -> ExportResult:
+        """The same files, after their directory was renamed."""
+
+        def there(paths: Sequence[Path]) -> tuple[Path, ...]:
+            return tuple(new / path.relative_to(old) for path in paths)
+
+        (path,) = there([self.path])
+        return replace(self, path=path, written=there(self.written), shared=there(self.shared))
+
 
 def export(
     checkpoint: Checkpoint,
@@ -49,6 +60,7 @@ def export(
     hooks: Sequence[str] = (),
     file_name: str = MODEL,
     data_name: str | None = None,
+    made: Json | None = None,
 ) -> ExportResult:
     """Write the model as ONNX into a directory, which is made if need be.
 
@@ -61,6 +73,8 @@ def export(
         file_name: of the graph. The graph may be written under a temporary name and renamed.
         data_name: of the file of external weights, by default `model.onnx_data` of `model.onnx`.
             It is named in the graph and cannot be renamed.
+        made: how the weights were made from their original, as neoconvert.json says it
+            ("route", "steps"); None: as it does beside the checkpoint.
 
     Raises:
         UsageError: unknown hooks; weights that cannot live where they are asked to; a file that
@@ -81,7 +95,12 @@ def export(
             raise OutputExists(
                 "There is a file of this name already.", where=str(file), do="Remove it first."
             )
-    model = build(located, directory, with_past=with_past, hooks=wanted)
+    provenance = made or checkpoint.source.provenance or {}
+    kept: Json = {
+        name: provenance[name] for name in ("route", "steps", "reverse") if name in provenance
+    }
+    said = metadata(checkpoint.config, kept)
+    model = build(located, directory, with_past=with_past, hooks=wanted, metadata=said)
     directory.mkdir(parents=True, exist_ok=True)
     try:
         graph_bytes = path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
@@ -113,14 +132,14 @@ def _require_beside(file: Path, directory: Path) -> None:
         raise UsageError(
             f"The weights cannot be shared: {file.name} is not beside the graph.",
             where=str(here),
-            do=f"Export into {file.parent}, or use --weights external.",
+            do=f"Export into {file.parent}, or use --weights external with an OUTPUT.",
         )
     if here.resolve().parent != directory.resolve():
         raise UsageError(
             "The weights cannot be shared: the weight file is a link out of its directory, as in"
             " the hub's cache, and onnxruntime does not follow it.",
             where=str(here),
-            do="Copy the checkpoint into a directory of its own, or use --weights external.",
+            do="Name an OUTPUT directory: the checkpoint is copied there, with its graph.",
         )
 
 

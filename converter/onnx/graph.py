@@ -5,7 +5,7 @@ The residual stream is [batch · pos, d] throughout: that is what Gemm takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -31,10 +31,16 @@ from converter.onnx.weights import Weights
 
 PRODUCER = "neoconvert"
 _GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+_ACTIVATIONS = (*_GELU, "relu", "silu")
 
 
 def build(
-    weights: Weights, directory: Path, *, with_past: bool, hooks: Sequence[str] = ()
+    weights: Weights,
+    directory: Path,
+    *,
+    with_past: bool,
+    hooks: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> ir.Model:
     """The whole model.
 
@@ -42,6 +48,7 @@ def build(
         directory: where the graph and the files that `weights` names will lie.
         with_past: whether cached keys and values come in and go out.
         hooks: names of the hook points that become outputs too, in this order.
+        metadata: what else the file says of itself.
 
     Raises:
         NotRepresentable: the activation is one that the graph cannot express.
@@ -72,8 +79,12 @@ def build(
     return net.model(
         producer_name=PRODUCER,
         producer_version=__version__,
-        metadata_props={"neoconvert.layout": weights.checkpoint.layout, "neoconvert.weights": weights.mode},
-    )  # fmt: skip
+        metadata_props={
+            "neoconvert.layout": weights.checkpoint.layout,
+            "neoconvert.weights": weights.mode,
+            **(metadata or {}),
+        },
+    )
 
 
 def _past(net: Builder, config: NeoConfig, layer: int) -> list[ir.Value]:
@@ -156,15 +167,23 @@ def _hook_rows(net: Builder, shared: Geometry, name: str, value: ir.Value, width
     net.hook(name, shape, lambda: net.op("Reshape", value, shared.residual))
 
 
+def require_activation(name: str) -> None:
+    """
+    Raises:
+        NotRepresentable: the graph cannot express it.
+    """
+    if name not in _ACTIVATIONS:
+        raise NotRepresentable(
+            f"The activation {name!r} is not one that the ONNX export knows.",
+            where="config.json: activation_function",
+            do=f"It knows {', '.join(_ACTIVATIONS)}.",
+        )
+
+
 def _activate(net: Builder, name: str, x: ir.Value) -> ir.Value:
-    if name in _GELU:
-        return net.op("Gelu", x, approximate=_GELU[name])
+    require_activation(name)
     if name == "relu":
         return net.op("Relu", x)
     if name == "silu":
         return net.op("Mul", x, net.op("Sigmoid", x))
-    raise NotRepresentable(
-        f"The activation {name!r} is not one that the ONNX export knows.",
-        where="config.json: activation_function",
-        do=f"It knows {', '.join((*_GELU, 'relu', 'silu'))}.",
-    )
+    return net.op("Gelu", x, approximate=_GELU[name])

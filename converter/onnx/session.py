@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from converter.errors import CannotDoHere, CorruptFile
@@ -15,6 +16,34 @@ from converter.onnx.reading import read_onnx
 
 Array = NDArray[Any]
 _PAST, _PRESENT = "past_key_values.", "present."
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+def has_cuda() -> bool:
+    """Whether onnxruntime is here and can use a GPU."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _onnxruntime(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CannotDoHere(
+            "onnxruntime is not installed.", where=str(path), do="pip install onnxruntime"
+        ) from error
+    return onnxruntime
+
+
+def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    """The graph with more outputs. The file is left as it is."""
+    model = onnx.load_model(str(path), load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    serialised: bytes = model.SerializeToString()
+    return serialised
 
 
 class Session:
@@ -25,36 +54,53 @@ class Session:
             layout that is fastest to multiply: next to no time and memory to open, and slower
             on long inputs. (Weights of other dtypes are widened at opening in any case.)
         threads: None: onnxruntime's choice.
+        cuda: the number of the GPU to run on, without TF32; None: on CPU.
+        values: names of values inside the graph that become outputs too.
 
     Raises:
         BadInput: see `read_onnx`; or onnxruntime refuses the graph.
-        CannotDoHere: onnxruntime is not installed.
+        CannotDoHere: onnxruntime, or its CUDA provider, is not installed.
     """
 
-    def __init__(self, path: Path, *, lean: bool = False, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        lean: bool = False,
+        threads: int | None = None,
+        cuda: int | None = None,
+        values: Sequence[str] = (),
+    ) -> None:
         self.file = read_onnx(path)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise CannotDoHere(
-                "onnxruntime is not installed.", where=str(path), do="pip install onnxruntime"
-            ) from error
-        options: Any = onnxruntime.SessionOptions()
+        ort = _onnxruntime(path)
+        options: Any = ort.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
         if lean:
             options.add_session_config_entry("session.disable_prepacking", "1")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if cuda is not None:
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": cuda, "use_tf32": 0}))
+        graph: str | bytes = str(path)
+        if values:
+            options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
+            graph = _with_outputs(path, values)
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            self._session: Any = ort.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # its exceptions have no base of their own
             raise CorruptFile(
                 f"onnxruntime refuses the graph: {str(error).splitlines()[0]}",
                 where=str(path),
                 do="Export it again.",
             ) from error
+        if cuda is not None and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise CannotDoHere(
+                "onnxruntime cannot use the GPU here.",
+                where=f"onnxruntime {ort.__version__}: {', '.join(self._session.get_providers())}",
+                do="pip install onnxruntime-gpu, or use --device cpu.",
+            )
+        self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
         self.inputs: dict[str, list[int | str]] = {
             i.name: i.shape for i in self._session.get_inputs()
         }
@@ -68,6 +114,7 @@ class Session:
         mask: Array | None = None,
         past: Mapping[str, Array] | None = None,
         *,
+        start: int = 0,
         wanted: tuple[str, ...] | None = None,
     ) -> dict[str, Array]:
         """Outputs by name: all, or those `wanted`.
@@ -76,17 +123,19 @@ class Session:
             tokens: integers [batch, pos].
             mask: [batch, past + pos], false at left padding; None: no padding.
             past: what `past_of` makes of the outputs of the step before; None: none.
+            start: the position of the first token.
         """
         batch, length = tokens.shape
         feeds: dict[str, Array] = {TOKENS: tokens.astype(np.int64, copy=False)}
         before = 0
         for name, (_, heads, _, width) in self._past_shapes().items():
-            feeds[name] = past[name] if past else np.zeros((batch, heads, 0, width), np.float32)
+            dtype = np.float16 if name in self._half else np.float32
+            feeds[name] = past[name] if past else np.zeros((batch, heads, 0, width), dtype)
             before = feeds[name].shape[2]
         if mask is None:
             mask = np.ones((batch, before + length), bool)
         # transformers does not derive positions from the mask for GPT-Neo; its clients do.
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, before:]
+        positions = start + np.maximum(np.cumsum(mask, axis=1) - 1, 0)[:, before:]
         feeds |= {MASK: mask.astype(np.int64), POSITIONS: positions.astype(np.int64)}
         names = list(wanted or self.outputs)
         feeds = {name: feed for name, feed in feeds.items() if name in self.inputs}

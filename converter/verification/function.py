@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,8 +19,9 @@ from converter.verification.judge import Errors, Floor, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.reference import Forward, Source, forward
-from converter.verification.result import ProbeResult, RuntimeInfo
+from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
 from converter.verification.runtimes import Runtime, exact_float32, open_runtime
+from converter.verification.subjects import Subject
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Comparison:
     runtimes: tuple[RuntimeInfo, ...]
     probes: tuple[ProbeResult, ...]
     problems: tuple[str, ...]
+    failed: tuple[Probe, Subject] | None
+    """The first probe that failed, and the artifact that failed it."""
 
     @property
     def vacuous(self) -> bool:
@@ -37,30 +40,77 @@ class Comparison:
         return not any(result.compared for result in self.probes)
 
 
+@dataclass(frozen=True)
+class Standard:
+    """What artifacts of certain dtypes are held to."""
+
+    reference: Forward
+    """float64, of the weights as these dtypes round them."""
+    floors: Sequence[Floor]
+    honest: Sequence[Errors]
+    """A float32 run of the original for each probe: where NaN and infinity belong."""
+    costs: Sequence[Errors | None]
+    """What rounding alone does to each probe; None where nothing is rounded."""
+
+
 def compare_function(
     route: Route,
-    artifact: Checkpoint,
+    subjects: Sequence[Subject],
     probes: Sequence[Probe],
     *,
     device: str,
-    runtime: str | None,
     max_ratio: float,
     seed: int,
     say: Progress,
 ) -> Comparison:
-    """Run original and artifact, one after the other, and judge every probe.
+    """Run the original and then each artifact, and judge every probe.
 
     Raises: see `converter.verification.verify`.
     """
-    with _threads_for(cost(artifact.config, sum(probe.tokens.size for probe in probes))):
-        return _compare(
-            route, artifact, probes, device=device, runtime=runtime,
-            max_ratio=max_ratio, seed=seed, say=say,
-        )  # fmt: skip
+    original, where = route.source, resolve_device(device)
+    with threads_for(cost(original.config, sum(probe.tokens.size for probe in probes))):
+        say("reference: float64")
+        true = forward(original, probes, dtype=torch.float64, device=where)
+        first = open_runtime(original, device)
+        ran = [info(first, "original")]
+        own = _run(first, true, [0.0] * len(probes), say, original=True)
+        del first
+        _release()
+        problems: list[str] = []
+        results: list[ProbeResult] = []
+        failed: tuple[Probe, Subject] | None = None
+        standards: dict[tuple[str, ...], Standard] = {}
+        for subject in subjects:
+            codes = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
+            if codes not in standards:
+                standard, strange = _standard(route, subject.checkpoint, true, own, seed, say)
+                if not standards:
+                    problems += _strange_original(own, strange, probes, ran[0], max_ratio)
+                standards[codes] = standard
+                problems += _changed_function(route, true, standard, max_ratio, say)
+            standard = standards[codes]
+            runtime = _open(subject)
+            ran.append(info(runtime, "artifact"))
+            margins = [2 * floor.max_abs for floor in standard.floors]
+            found = _run(runtime, standard.reference, margins, say)
+            for index, run in enumerate(found):
+                if run is None:
+                    continue
+                result = probe_result(
+                    probes[index], ran[-1].what, run, standard.honest[index],
+                    standard.floors[index], max_ratio, standard.costs[index],
+                )  # fmt: skip
+                results.append(result)
+                if not result.passed:
+                    failed = failed or (probes[index], subject)
+            problems += _off([r for r in results if r.runtime == ran[-1].what])
+            del runtime
+            _release()
+    return Comparison(tuple(ran), tuple(results), tuple(problems), failed)
 
 
 @contextlib.contextmanager
-def _threads_for(work: float) -> Iterator[None]:
+def threads_for(work: float) -> Iterator[None]:
     """One thread for small models: on a busy machine, threads that wait for one another cost
     more than all the arithmetic."""
     before = torch.get_num_threads()
@@ -71,60 +121,35 @@ def _threads_for(work: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compare(
-    route: Route,
-    artifact: Checkpoint,
-    probes: Sequence[Probe],
-    *,
-    device: str,
-    runtime: str | None,
-    max_ratio: float,
-    seed: int,
-    say: Progress,
-) -> Comparison:
-    original, where = route.source, resolve_device(device)
-    say("reference: float64")
-    true = forward(original, probes, dtype=torch.float64, device=where)
-    rounded = rounding(route, artifact)
-    stored = true
-    if rounded is not None:
-        say("reference: float64, weights rounded")
-        stored = forward(rounded, probes, dtype=torch.float64, device=where)
-    say("noise floor")
-    noise = _noise(rounded or original, stored, seed)
-    first = open_runtime(original, device, runtime)
-    ran = [_info(first, "original")]
-    own = _measure_all(first, true, [0.0] * len(probes), say)
-    del first
-    _release()
-    problems = _strange_original(own, noise, probes, ran[0], max_ratio)
-    floors = [pooled_floor([run, *more]) for run, more in zip(own, noise, strict=True)]
-    if rounded is not None and route.whole_units:
-        # Rounding would hide a fault of processing: without it, the function must be the same.
-        say("processing: float64")
-        made = forward(Expected(route, "F64"), probes, dtype=torch.float64, device=where)
-        problems += _changed_function(true, made, floors, probes, max_ratio)
+def _open(subject: Subject) -> Runtime:
     try:
-        second = open_runtime(artifact, device, runtime)
+        return subject.open()
     except BadInput as error:
         raise VerificationFailed(error.what, where=error.where, do=error.do) from error
-    ran.append(_info(second, "artifact"))
-    found = _measure_all(second, stored, [2 * floor.max_abs for floor in floors], say)
-    what = ran[1].name
-    del second
-    _release()
-    costs: list[float | None] = [None] * len(probes)
+
+
+def _standard(
+    route: Route,
+    artifact: Checkpoint,
+    true: Forward,
+    own: Sequence[Errors | None],
+    seed: int,
+    say: Progress,
+) -> tuple[Standard, list[list[Errors]]]:
+    """What this artifact is held to, and the noise that went into it."""
+    probes, device = true.probes, true.final[0].device
+    rounded, reference = rounding(route, artifact), true
+    costs: list[Errors | None] = [None] * len(probes)
     if rounded is not None:
-        pairs = ((true, stored, index) for index in range(len(probes)))
-        costs = [measure(a, i, [partial(b.at, i)])[0].max_abs for a, b, i in pairs]
-    results = tuple(
-        _judge(probe, what, run, before, floor, max_ratio, storage_cost)
-        for probe, run, before, floor, storage_cost in zip(
-            probes, found, own, floors, costs, strict=True
-        )
-    )
-    problems += [f"Probe {r.name!r}: {r.reason}." for r in results if not r.passed]
-    return Comparison(tuple(ran), results, tuple(problems))
+        say("reference: float64, weights rounded")
+        reference = forward(rounded, probes, dtype=torch.float64, device=device)
+        pairs = (partial(reference.at, index) for index in range(len(probes)))
+        costs = [measure(true, index, [rows])[0] for index, rows in enumerate(pairs)]
+    say("noise floor")
+    noise = _noise(rounded or route.source, reference, seed)
+    draws = [[*([run] if run else []), *more] for run, more in zip(own, noise, strict=True)]
+    floors = [pooled_floor(runs) for runs in draws]
+    return Standard(reference, floors, [runs[0] for runs in draws], costs), noise
 
 
 def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
@@ -143,9 +168,15 @@ def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
 
 
 def _changed_function(
-    true: Forward, made: Forward, floors: Sequence[Floor], probes: Sequence[Probe], limit: float
+    route: Route, true: Forward, standard: Standard, limit: float, say: Progress
 ) -> list[str]:
-    for index, (probe, floor) in enumerate(zip(probes, floors, strict=True)):
+    """Rounding would hide a fault of processing: without it, the function must be the same."""
+    if standard.reference is true or not route.whole_units:
+        return []
+    say("processing: float64")
+    device = true.final[0].device
+    made = forward(Expected(route, "F64"), true.probes, dtype=torch.float64, device=device)
+    for index, (probe, floor) in enumerate(zip(true.probes, standard.floors, strict=True)):
         ratio = measure(true, index, [partial(made.at, index)])[0].ratio(floor)
         if not ratio <= limit:
             return [
@@ -173,18 +204,30 @@ def _noise(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
     return results
 
 
-def _measure_all(
-    runtime: Runtime, reference: Forward, margins: Sequence[float], say: Progress
-) -> list[Errors]:
-    results = []
+def _run(
+    runtime: Runtime,
+    reference: Forward,
+    margins: Sequence[float],
+    say: Progress,
+    *,
+    original: bool = False,
+) -> list[Errors | None]:
+    """Every probe that the runtime can run; None for the others. The original needs no cache
+    of its own to be the standard of those that have one."""
+    results: list[Errors | None] = []
     for index, (probe, margin) in enumerate(zip(reference.probes, margins, strict=True)):
+        if original:
+            probe = replace(probe, prefill=None)
+        if not runtime.runs(probe):
+            results.append(None)
+            continue
         say(f"{runtime.what}: {probe.name}")
         results += measure(reference, index, [runtime.logits(probe)], margin=margin)
     return results
 
 
 def _strange_original(
-    own: Sequence[Errors],
+    own: Sequence[Errors | None],
     noise: Sequence[Sequence[Errors]],
     probes: Sequence[Probe],
     ran: RuntimeInfo,
@@ -192,7 +235,7 @@ def _strange_original(
 ) -> list[str]:
     """The original must itself run as its file says, or its error is no measure of noise."""
     for run, more, probe in zip(own, noise, probes, strict=True):
-        ratio = run.ratio(pooled_floor(more))
+        ratio = run.ratio(pooled_floor(more)) if run else 0.0
         if ratio > max_ratio:
             return [
                 f"The original, run in {ran.what}, departs from its own file and config"
@@ -201,38 +244,20 @@ def _strange_original(
     return []
 
 
-def _judge(
-    probe: Probe,
-    runtime: str,
-    run: Errors,
-    original: Errors,
-    floor: Floor,
-    max_ratio: float,
-    storage_cost: float | None,
-) -> ProbeResult:
-    ratio = run.ratio(floor)
-    reason = None
-    if not run.same_classes(original):
-        reason = "NaN or infinity where the original has none, or the reverse"
-    elif not ratio <= max_ratio:
-        reason = f"{ratio:.3g} times float32's own noise, more than {max_ratio:g}"
-    return ProbeResult(
-        name=probe.name,
-        runtime=runtime,
-        max_abs_logprob_diff=run.max_abs,
-        mean_abs_logprob_diff=run.mean_abs,
-        kl=run.kl,
-        top1_agreement=run.top1_agreement,
-        noise_floor=floor.max_abs,
-        ratio=ratio,
-        compared=run.compared,
-        passed=reason is None,
-        reason=reason,
-        storage_max_abs_logprob_diff=storage_cost,
-    )
+def _off(results: Sequence[ProbeResult]) -> list[str]:
+    """One sentence for all probes that one runtime failed."""
+    off = [r for r in results if not r.passed]
+    if not off:
+        return []
+    worst = max(off, key=lambda r: r.ratio)
+    return [
+        f"{len(off)} of {len(results)} probes failed in {worst.runtime}, first {off[0].name!r}:"
+        f" {off[0].reason}"
+        + (f"; worst {worst.name!r}: {worst.reason}." if worst is not off[0] else ".")
+    ]
 
 
-def _info(runtime: Runtime, role: str) -> RuntimeInfo:
+def info(runtime: Runtime, role: str) -> RuntimeInfo:
     version = runtime.version or installed(runtime.name)
     return RuntimeInfo(runtime.name, runtime.what, version, str(runtime.device), role)
 
@@ -241,26 +266,3 @@ def _release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def first_divergent_unit(route: Route, artifact: Checkpoint, probe: Probe) -> str | None:
-    """The first unit after which the residual streams of the artifact and of what it must be
-    differ, both by our own float64 forward. None: the weights compute the same, so the software
-    or the route itself differs."""
-
-    def stream(source: Source) -> dict[str, torch.Tensor]:
-        units: dict[str, torch.Tensor] = {}
-
-        def keep(unit: str, residuals: Sequence[torch.Tensor]) -> None:
-            units[unit] = residuals[0]
-
-        forward(source, [probe], dtype=torch.float64, watch=keep)
-        return units
-
-    found = stream(artifact)
-    codes = {key: artifact.code(key) for key in artifact.slots}
-    for unit, expected in stream(Expected(route, codes)).items():
-        error = (found[unit] - expected).abs().max()
-        if not error <= 1e-9 * expected.abs().max():
-            return unit
-    return None

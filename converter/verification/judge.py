@@ -38,6 +38,7 @@ class Floor:
 
     max_abs: float
     rms: float
+    by_position: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Errors:
     """Elements compared."""
     classes: dict[int, Tensor] = field(default_factory=dict)
     """Rows with a log-probability that is not finite -> 1 NaN, 2 +inf, 3 -inf, 0 finite [v]."""
+    by_position: tuple[float, ...] = ()
+    """The largest error at each position, over the batch."""
+    nll: float = math.nan
+    """Mean of -log p(next token), in nats: the run's. Its exponential is the perplexity."""
+    reference_nll: float = math.nan
 
     def ratio(self, floor: Floor) -> float:
         return max(_quotient(self.max_abs, floor.max_abs), _quotient(self.rms, floor.rms))
@@ -85,14 +91,17 @@ def measure(
     import torch
 
     sources = [_rows_of(run) if isinstance(run, torch.Tensor) else run for run in runs]
-    tallies = [_Tally(margin) for _ in runs]
+    tokens = torch.from_numpy(reference.probes[index].tokens)
+    tallies = [_Tally(margin, tokens.shape[1]) for _ in runs]
+    following = tokens.roll(-1, 1)
+    following[:, -1] = -1  # the last token has none
     with torch.inference_mode():
         for rows, expected in reference.rows(index):
             found = [source(rows).to(expected.device) for source in sources]
             few = max(1, _CACHE // expected.shape[1])
             pieces = zip(*(x.split(few) for x in (rows, expected, *found)), strict=True)  # type: ignore[no-untyped-call]
             for row, logits, *others in pieces:
-                exact = _Exact.of(row, logits)
+                exact = _Exact.of(row, logits, following.flatten()[row].to(logits.device))
                 for tally, other in zip(tallies, others, strict=True):
                     tally.add(exact, other.to(torch.float64))
     return [tally.errors() for tally in tallies]
@@ -115,9 +124,11 @@ class _Exact:
     top: Tensor
     lead: Tensor
     """How far the most likely token is ahead of the next."""
+    following: Tensor
+    """The token that comes next, or -1 [rows]."""
 
     @staticmethod
-    def of(rows: Tensor, logits: Tensor) -> _Exact:
+    def of(rows: Tensor, logits: Tensor, following: Tensor) -> _Exact:
         import torch
 
         normaliser = logits.logsumexp(-1, keepdim=True)
@@ -132,7 +143,13 @@ class _Exact:
             scale=_largest(sizes[sizes.isfinite()]),
             top=top,
             lead=best - rest,
+            following=following,
         )
+
+    def nll(self, logp: Tensor) -> float:
+        """Sum of -log p(next token) over the rows that have one."""
+        known = self.following >= 0
+        return -float(logp[known].gather(-1, self.following[known, None]).sum())
 
 
 def _largest(values: Tensor) -> float:
@@ -144,6 +161,8 @@ class _Tally:
     """Sums over the positions seen so far."""
 
     margin: float
+    length: int
+    """Positions of a sequence."""
     max_abs: float = 0.0
     total: float = 0.0
     squares: float = 0.0
@@ -153,6 +172,10 @@ class _Tally:
     positions: int = 0
     decided: int = 0
     agreed: int = 0
+    followed: int = 0
+    nll: float = 0.0
+    reference_nll: float = 0.0
+    by_position: list[float] = field(default_factory=list)
     classes: dict[int, Tensor] = field(default_factory=dict)
 
     def add(self, exact: _Exact, logits: Tensor) -> None:
@@ -170,7 +193,8 @@ class _Tally:
             self.compared += error.numel()
         self.kl -= float(weighted.sum())
         error = error.abs()
-        self.max_abs = max(self.max_abs, float(error.max()))
+        self._note_positions(exact.rows, error)
+        self.max_abs = max(self.max_abs, *self.by_position)
         self.total += float(error.sum())
         self.squares += float(error.square().sum())
         self.scale = max(self.scale, exact.scale)
@@ -178,6 +202,15 @@ class _Tally:
         decisive = exact.lead > self.margin
         self.decided += int(decisive.sum())
         self.agreed += int((decisive & (logits.argmax(-1) == exact.top)).sum())
+        self.followed += int((exact.following >= 0).sum())
+        self.nll += exact.nll(q)
+        self.reference_nll += exact.nll(exact.logp)
+
+    def _note_positions(self, rows: Tensor, error: Tensor) -> None:
+        self.by_position = self.by_position or [0.0] * self.length
+        for row, largest in zip(rows.tolist(), error.amax(-1).tolist(), strict=True):
+            position = row % self.length
+            self.by_position[position] = max(self.by_position[position], largest)
 
     def _note_classes(self, rows: Tensor, q: Tensor) -> None:
         import torch
@@ -197,13 +230,18 @@ class _Tally:
             scale=self.scale,
             compared=self.compared,
             classes=self.classes,
+            by_position=tuple(self.by_position),
+            nll=self.nll / self.followed if self.followed else math.nan,
+            reference_nll=self.reference_nll / self.followed if self.followed else math.nan,
         )
 
 
 def pooled_floor(runs: Sequence[Errors]) -> Floor:
     """The floor that several float32 runs of the original show together."""
     scale = max(run.scale for run in runs)
+    positions = (max(errors) for errors in zip(*(run.by_position for run in runs), strict=True))
     return Floor(
+        by_position=tuple(max(error, 2 * ULP * scale) for error in positions),
         # Logit and normaliser are each rounded by up to half a unit, in either run.
         max_abs=max(*(run.max_abs for run in runs), 2 * ULP * scale),
         rms=max(math.sqrt(sum(run.rms**2 for run in runs) / len(runs)), ULP * scale),

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.verification.judge import Errors, Floor
+from converter.verification.probes import Probe
 from converter.verification.weights import WeightCheck
+
+MAX_BINS = 256
+"""Bins of positions in a result: more than a plot has room for."""
 
 
 @dataclass(frozen=True)
@@ -15,12 +21,64 @@ class RuntimeInfo:
     """The software that a checkpoint ran in."""
 
     name: str
-    """ "transformers", "transformer_lens" or "neoconvert"."""
+    """ "transformers", "transformer_lens", "onnxruntime" or "neoconvert"."""
     what: str
     version: str
     device: str
     role: str
     """ "original" or "artifact"."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean of -log p(next token) over a text."""
+
+    original: float
+    """In float64."""
+    stored: float
+    """In float64, of the weights as the artifact's dtype rounds them."""
+    artifact: float
+
+
+@dataclass(frozen=True)
+class ByPosition:
+    """The largest |Δ log p| in bins of positions: bin i from start[i] to before start[i + 1]."""
+
+    start: tuple[int, ...]
+    error: tuple[float, ...]
+    floor: tuple[float, ...]
+
+    @staticmethod
+    def of(error: Sequence[float], floor: Sequence[float]) -> ByPosition:
+        width = -(-len(error) // MAX_BINS)
+        starts = tuple(range(0, len(error), width))
+        bins = [[max(v[s : s + width]) for s in starts] for v in (error, floor)]
+        return ByPosition(starts, tuple(bins[0]), tuple(bins[1]))
+
+
+@dataclass(frozen=True)
+class UnitError:
+    """The residual stream after a unit, centred: the largest difference from the float64
+    reference, and what float32 alone makes it, both relative to the stream's largest element."""
+
+    unit: str
+    error: float
+    floor: float
+
+    @property
+    def ratio(self) -> float:
+        if not math.isfinite(self.error):
+            return math.inf
+        return self.error / self.floor
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How the error grows from unit to unit, on one probe, in one runtime."""
+
+    runtime: str
+    probe: str
+    units: tuple[UnitError, ...]
 
 
 @dataclass(frozen=True)
@@ -51,7 +109,12 @@ class ProbeResult:
     """Why it failed."""
     storage_max_abs_logprob_diff: float | None = None
     """What rounding the weights to the artifact's dtype costs, apart from conversion; None
-    where they are not rounded."""
+    where they are not rounded. So with the two that follow."""
+    storage_kl: float | None = None
+    storage_top1_agreement: float | None = None
+    perplexity: Perplexity | None = None
+    """Of a text."""
+    by_position: ByPosition | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +137,12 @@ class Verification:
     max_ratio: float
     problems: tuple[str, ...] = ()
     """Sentences: each thing that made it fail."""
+    remarks: tuple[str, ...] = ()
+    """Sentences: what a reader should know, though it is no fault."""
+    effort: str = "standard"
+    original: str = ""
+    artifact: str = ""
+    layers: tuple[Layers, ...] = ()
 
     def summary(self) -> str:
         """A few lines for people."""
@@ -109,11 +178,13 @@ class Verification:
         weights = self.weights
         return {
             "passed": self.passed,
+            "original": self.original,
+            "artifact": self.artifact,
+            "effort": self.effort,
             "max_ratio": self.max_ratio,
             "runtimes": [dataclasses.asdict(r) for r in self.runtimes],
-            "probes": [
-                {k: _plain(v) for k, v in dataclasses.asdict(p).items()} for p in self.probes
-            ],
+            "probes": [_plain(dataclasses.asdict(p)) for p in self.probes],
+            "layers": [_plain(dataclasses.asdict(layers)) for layers in self.layers],
             "weights": None
             if weights is None
             else {
@@ -126,8 +197,65 @@ class Verification:
             if where is None
             else {"unit": where.unit, "tensor": where.tensor},
             "problems": list(self.problems),
+            "remarks": list(self.remarks),
         }
 
 
 def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Plain JSON: no NaN and no infinity, and no more digits than mean something."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def probe_result(
+    probe: Probe,
+    runtime: str,
+    run: Errors,
+    honest: Errors,
+    floor: Floor,
+    max_ratio: float,
+    cost: Errors | None,
+) -> ProbeResult:
+    """The verdict on one probe.
+
+    Args:
+        honest: a run of the original: where NaN and infinity belong.
+        cost: what rounding the weights does; None where they are not rounded.
+    """
+    ratio = run.ratio(floor)
+    reason = None
+    if not run.same_classes(honest):
+        reason = "NaN or infinity where the original has none, or the reverse"
+    elif not ratio <= max_ratio:
+        reason = f"{ratio:.3g} times float32's own noise, more than {max_ratio:g}"
+    texts = (cost.reference_nll if cost else run.reference_nll, run.reference_nll, run.nll)
+    return ProbeResult(
+        name=probe.name,
+        runtime=runtime,
+        max_abs_logprob_diff=run.max_abs,
+        mean_abs_logprob_diff=run.mean_abs,
+        kl=run.kl,
+        top1_agreement=run.top1_agreement,
+        noise_floor=floor.max_abs,
+        ratio=ratio,
+        compared=run.compared,
+        passed=reason is None,
+        reason=reason,
+        storage_max_abs_logprob_diff=cost.max_abs if cost else None,
+        storage_kl=cost.kl if cost else None,
+        storage_top1_agreement=cost.top1_agreement if cost else None,
+        perplexity=Perplexity(*map(_exp, texts)) if probe.text else None,
+        by_position=ByPosition.of(run.by_position, floor.by_position) if run.by_position else None,
+    )
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

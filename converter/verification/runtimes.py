@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, CannotDoHere, NeoconvertError
+from converter.errors import BadInput, NeoconvertError
 from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
     has_bridge,
@@ -29,22 +29,23 @@ class Runtime(ABC):
     """A loaded model. `logits` gives float32 [batch, pos, v] on `device`."""
 
     name: str
-    """ "transformers", "transformer_lens" or "neoconvert"."""
+    """ "transformers", "transformer_lens", "onnxruntime" or "neoconvert"."""
     what: str
     """For people: which class runs it."""
     version: str
     device: torch.device
 
+    def runs(self, probe: Probe) -> bool:
+        """Whether this software has what the probe needs."""
+        return probe.prefill is None
+
     @abstractmethod
     def logits(self, probe: Probe) -> Tensor: ...
 
-    def to_json(self) -> dict[str, str]:
-        return {
-            "name": self.name,
-            "what": self.what,
-            "version": self.version,
-            "device": str(self.device),
-        }
+    def streams(self, probe: Probe) -> dict[str, Tensor]:
+        """The residual stream [batch, pos, d] after "embed" and each "block i", as far as the
+        software shows it."""
+        return {}
 
 
 @dataclass
@@ -53,20 +54,61 @@ class Library(Runtime):
 
     model: Any
 
+    def runs(self, probe: Probe) -> bool:
+        # HookedTransformer takes no position ids.
+        return super().runs(probe) and not (probe.start and self._hooked)
+
     def logits(self, probe: Probe) -> Tensor:
+        import torch
+
+        with torch.inference_mode(), exact_float32():
+            tokens = torch.from_numpy(probe.tokens).to(self.device)
+            out = self.model(tokens, **self._arguments(probe))
+        result: Tensor = getattr(out, "logits", out)
+        assert result.dtype is torch.float32, f"{self.what} computed in {result.dtype}"
+        return result
+
+    def streams(self, probe: Probe) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        blocks = self.model.blocks if hasattr(self.model, "blocks") else self.model.transformer.h
+        handles = [blocks[0].register_forward_pre_hook(_keep_input(found), with_kwargs=True)]
+        for layer, block in enumerate(blocks):
+            handles.append(block.register_forward_hook(_keep_output(found, f"block {layer}")))
+        try:
+            self.logits(probe)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    @property
+    def _hooked(self) -> bool:
+        return self.what == "HookedTransformer"
+
+    def _arguments(self, probe: Probe) -> dict[str, Tensor]:
         import torch
 
         arguments: dict[str, Tensor] = {}
         if probe.mask is not None:
             arguments["attention_mask"] = torch.from_numpy(probe.mask).long().to(self.device)
-            if self.what != "HookedTransformer":
-                # HF does not derive positions from the mask for GPT-Neo.
-                arguments["position_ids"] = torch.from_numpy(probe.positions).to(self.device)
-        with torch.inference_mode(), exact_float32():
-            out = self.model(torch.from_numpy(probe.tokens).to(self.device), **arguments)
-        result: Tensor = getattr(out, "logits", out)
-        assert result.dtype is torch.float32, f"{self.what} computed in {result.dtype}"
-        return result
+        if not self._hooked and (probe.mask is not None or probe.start):
+            # HF does not derive positions from the mask for GPT-Neo.
+            arguments["position_ids"] = torch.from_numpy(probe.positions).to(self.device)
+        return arguments
+
+
+def _keep_input(found: dict[str, Tensor]) -> Callable[..., None]:
+    def hook(_module: Any, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        found["embed"] = arguments[0] if arguments else named["hidden_states"]
+
+    return hook
+
+
+def _keep_output(found: dict[str, Tensor], unit: str) -> Callable[..., None]:
+    def hook(_module: Any, _arguments: Any, output: Any) -> None:
+        found[unit] = output[0] if isinstance(output, tuple) else output
+
+    return hook
 
 
 @dataclass
@@ -85,28 +127,23 @@ class OwnForward(Runtime):
             return run.logits(0)
 
 
-def open_runtime(
-    checkpoint: Checkpoint, device: str = "auto", runtime: str | None = None
-) -> Runtime:
+def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
     """Load a checkpoint into the software that its layout is for.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
-        runtime: None or "torch".
 
     Raises:
-        CannotDoHere: no such device or runtime here.
+        CannotDoHere: no such device here.
         BadInput: the software refuses the checkpoint.
     """
-    if runtime not in (None, "torch"):
-        raise CannotDoHere(
-            f"The runtime {runtime!r} does not run this checkpoint here.",
-            where=f"{checkpoint.source.given} ({checkpoint.layout} layout)",
-            do="Leave --runtime out, or use torch.",
-        )
     import torch
 
     where = resolve_device(device)
+    if checkpoint.graph is not None:
+        from converter.verification.onnx_runtime import open_onnx
+
+        return open_onnx(checkpoint, where)
     lens = installed("transformer-lens")
     try:
         if checkpoint.layout == "hf":

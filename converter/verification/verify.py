@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import UsageError
+from converter.errors import MissingTensor, UsageError
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.routing import between
-from converter.verification.probes import Probe, standard_probes
-from converter.verification.result import Divergence, ProbeResult, RuntimeInfo, Verification
-from converter.verification.weights import WeightCheck, compare_weights, require_same_sizes
+from converter.verification.probes import Effort, Probe, standard_probes, text_probes
+from converter.verification.result import Divergence, Layers, Verification
+from converter.verification.subjects import Subject, graph_beside, subjects_of
+from converter.verification.weights import (
+    WeightCheck,
+    compare_weights,
+    joined,
+    require_same_sizes,
+)
 
 CHECKS = ("weights", "function")
 MAX_RATIO = 8.0
@@ -33,18 +41,30 @@ def verify(
     checks: Collection[str] = CHECKS,
     device: str = "auto",
     runtime: str | None = None,
+    pythons: Sequence[Path] = (),
     max_ratio: float | None = None,
+    effort: Effort = "standard",
+    text: Path | None = None,
+    layers: bool = False,
     seed: int = 0,
     probes: Sequence[Probe] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare an artifact with the checkpoint it was made from.
 
+    An artifact is a checkpoint of any layout or an ONNX file (`converter.open_artifact`). A
+    directory that holds weights and a graph is checked in torch and in onnxruntime.
+
     Args:
         route: how the artifact was made from the original; None: as its provenance says.
         checks: any of "weights" (bit for bit, config included) and "function".
         device: "auto", "cpu", "cuda" or "cuda:N".
+        runtime: "torch" or "onnxruntime" alone; None: whatever the artifact has something for.
+        pythons: interpreters of other environments that run the artifact too.
         max_ratio: how many times float32's own noise the artifact may be off (MAX_RATIO).
+        effort: how much is run; see `standard_probes`.
+        text: a file of the user's own, probed as well.
+        layers: measure the error after each layer even where nothing failed.
         probes: instead of the standard ones.
 
     Raises:
@@ -52,7 +72,7 @@ def verify(
         UsageError: no check, or no probe, was asked for.
         CannotDoHere: the device or runtime asked for is not here.
         VerificationFailed: the artifact does not even load in its software.
-        BadInput: the original does not.
+        BadInput: the original does not; a text without a tokenizer to read it.
     """
     if not checks or set(checks) - set(CHECKS):
         raise UsageError(
@@ -62,55 +82,122 @@ def verify(
         )
     limit = MAX_RATIO if max_ratio is None else max_ratio
     say = progress or silent
+    _require_readable(original)
     require_same_sizes(original, artifact)
     route = route or between(original, artifact)
-    problems: list[str] = []
-    weights: WeightCheck | None = None
-    divergence: Divergence | None = None
+    result = Verification(
+        passed=False, runtimes=(), probes=(), weights=None, first_divergence=None,
+        max_ratio=limit, effort=effort,
+        original=original.source.given, artifact=artifact.source.given,
+    )  # fmt: skip
     if "weights" in checks:
-        weights = compare_weights(route, artifact, say)
-        problems += _weight_problems(weights)
-        if weights.mismatches and "route" not in (artifact.source.provenance or {}):
-            problems.append(
-                "The artifact does not say how it was made, so its weights were taken for the"
-                " original's own: `neoconvert explain` finds processing, `--check function` judges"
-                " what it computes."
-            )
-        divergence = _first(weights)
-    runtimes: tuple[RuntimeInfo, ...] = ()
-    results: tuple[ProbeResult, ...] = ()
+        result = _with_weights(result, route, artifact, say)
     if "function" in checks:
         if probes is None:
-            directory = next(
-                (c.source.path for c in (original, artifact) if c.source.tokenizer_files()), None
-            )
-            probes = standard_probes(original.config, directory, seed)
+            probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
+        if text is not None:
+            probes = [*probes, *text_probes(original.config, _tokenizer(original, artifact), text)]
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
-        from converter.verification.function import compare_function, first_divergent_unit
+        subjects = subjects_of(artifact, device, runtime, pythons)
+        result = _with_function(result, route, subjects, probes, device, seed, layers, say)
+    return replace(result, passed=not result.problems)
 
-        ran = compare_function(
-            route, artifact, probes, device=device, runtime=runtime,
-            max_ratio=limit, seed=seed, say=say,
-        )  # fmt: skip
-        runtimes, results = ran.runtimes, ran.probes
-        problems += ran.problems
-        if ran.vacuous and not (weights is not None and weights.passed):
-            problems.append("No log-probability is finite: nothing could be compared.")
-        failed = next((p for p, r in zip(probes, results, strict=True) if not r.passed), None)
-        if failed is not None and divergence is None:
-            say("finding where they part")
-            unit = first_divergent_unit(route, artifact, failed)
-            divergence = None if unit is None else Divergence(unit, None)
-    return Verification(
-        passed=not problems,
-        runtimes=runtimes,
-        probes=results,
+
+def _with_weights(
+    result: Verification, route: Route, artifact: Checkpoint, say: Progress
+) -> Verification:
+    """The artifact's weights, and those of the graph beside it where it has weights of its own."""
+    known = [artifact]
+    graph = None if artifact.graph else graph_beside(artifact)
+    if graph is not None and not _shares(graph, artifact):
+        known.append(graph)
+    remarks: list[str] = list(result.remarks)
+    checked = []
+    for one in known:
+        if one.graph and not one.complete and one.source.provenance is None:
+            remarks.append(
+                f"{one.graph.name}: another exporter's graph, whose weights have no names that"
+                " could be compared. Its function was."
+            )
+        else:
+            checked.append(compare_weights(route, one, say))
+    if not checked:
+        return replace(result, remarks=tuple(remarks))
+    weights = joined(checked)
+    problems = _weight_problems(weights)
+    if weights.mismatches and "route" not in (artifact.source.provenance or {}):
+        problems.append(
+            "The artifact does not say how it was made, so its weights were taken for the"
+            " original's own: `neoconvert explain` finds processing, `--check function` judges"
+            " what it computes."
+        )
+    return replace(
+        result,
         weights=weights,
-        first_divergence=divergence,
-        max_ratio=limit,
-        problems=tuple(problems),
+        problems=(*result.problems, *problems),
+        remarks=tuple(remarks),
+        first_divergence=_first(weights),
     )
+
+
+def _shares(graph: Checkpoint, artifact: Checkpoint) -> bool:
+    """Whether a graph's weights are the artifact's own bytes."""
+    return {s.file for s in graph.stored.values()} <= {s.file for s in artifact.stored.values()}
+
+
+def _with_function(
+    result: Verification,
+    route: Route,
+    subjects: Sequence[Subject],
+    probes: Sequence[Probe],
+    device: str,
+    seed: int,
+    layers: bool,
+    say: Progress,
+) -> Verification:
+    from converter.verification.function import compare_function
+    from converter.verification.locate import layers_of, locate
+
+    ran = compare_function(
+        route, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say
+    )
+    problems = list(ran.problems)
+    if ran.vacuous and not (result.weights is not None and result.weights.passed):
+        problems.append("No log-probability is finite: nothing could be compared.")
+    divergence = result.first_divergence
+    measured: list[Layers] = []
+    if ran.failed is not None:
+        say("finding where they part")
+        probe, subject = ran.failed
+        measured.append(layers_of(route, subject, probe, seed))
+        divergence = divergence or locate(route, subject.checkpoint, measured[0], result.max_ratio)
+    elif layers:
+        say("error by layer")
+        probe = max(probes, key=lambda p: (p.tokens.size <= 600, p.tokens.size))
+        measured += [layers_of(route, subject, probe, seed) for subject in subjects]
+    return replace(
+        result,
+        runtimes=ran.runtimes,
+        probes=ran.probes,
+        problems=(*result.problems, *problems),
+        first_divergence=divergence,
+        layers=tuple(measured),
+    )
+
+
+def _require_readable(original: Checkpoint) -> None:
+    if not original.complete:
+        raise MissingTensor(
+            "The original is a graph whose weights have no names that say what they are.",
+            where=original.source.given,
+            do="Give the checkpoint that the graph was exported from.",
+        )
+
+
+def _tokenizer(*checkpoints: Checkpoint) -> Path | None:
+    """The directory of the first tokenizer there is."""
+    return next((c.source.path for c in checkpoints if c.source.tokenizer_files()), None)
 
 
 def _weight_problems(check: WeightCheck) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,15 @@ class WeightCheck:
         return self.compared > 0 and not self.mismatches and not self.config
 
 
+def joined(checks: Sequence[WeightCheck]) -> WeightCheck:
+    """Several checks as one."""
+    return WeightCheck(
+        sum(check.compared for check in checks),
+        tuple(m for check in checks for m in check.mismatches),
+        tuple(dict.fromkeys(name for check in checks for name in check.config)),
+    )
+
+
 def require_same_sizes(original: Checkpoint, artifact: Checkpoint) -> None:
     """
     Raises:
@@ -81,6 +91,9 @@ def compare_weights(
         if key not in artifact.stored and key not in original.stored:
             continue  # neither file holds it: nothing to compare
         compared += 1
+        if key not in artifact.stored and slot.absence is None and key != HEAD:
+            mismatches.append(Mismatch(slot.place, key, slot.name or key))  # a graph without it
+            continue
         done += artifact.stored[key].nbytes if key in artifact.stored else 0
         progress(f"weights: {key}", done, total)
         found = artifact.tensor(key)
@@ -88,8 +101,7 @@ def compare_weights(
         # A tensor left out as neutral stands for a value, and has no bits of its own.
         bitwise = key in artifact.stored or key == HEAD
         if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):
-            unit = slot.unit.value if slot.layer is None else f"block {slot.layer}"
-            mismatches.append(Mismatch(unit, key, slot.name or key))
+            mismatches.append(Mismatch(slot.place, key, slot.name or key))
     return WeightCheck(compared, tuple(mismatches), _differences(original, artifact))
 
 

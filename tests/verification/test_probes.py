@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.checkpoint import NeoConfig
+from converter.errors import BadInput
 from converter.verification import standard_probes
-from converter.verification.probes import AFFORDABLE, MAX_LOGITS, cost
+from converter.verification.probes import AFFORDABLE, EFFORTS, MAX_LOGITS, cost, text_probes
 
 
 def config(**fields: object) -> NeoConfig:
@@ -35,7 +37,12 @@ def test_fit_every_model(n_ctx: int, window: int, d_vocab: int, local: bool, d_m
     )  # fmt: skip
     probes = standard_probes(c)
     assert probes
-    lengths = [p.tokens.shape[1] for p in probes if p.mask is None]
+    special = ("last positions", "vocabulary")
+    lengths = [
+        p.tokens.shape[1]
+        for p in probes
+        if p.mask is None and p.prefill is None and p.name not in special
+    ]
     assert len(set(lengths)) == len(lengths)
     assert max(lengths) <= n_ctx
     assert {1, min(2, n_ctx), min(16, n_ctx)} <= set(lengths)
@@ -46,10 +53,44 @@ def test_fit_every_model(n_ctx: int, window: int, d_vocab: int, local: bool, d_m
         assert max(lengths) == n_ctx
     for p in probes:
         assert p.tokens.dtype == np.int64
-        assert p.tokens.min() == 0
-        assert p.tokens.max() == d_vocab - 1 or p.tokens.size == 1
+        if p.name not in ("vocabulary", "length 1"):
+            assert (p.tokens.min(), p.tokens.max()) == (0, d_vocab - 1)
         assert p.positions.shape == p.tokens.shape
         assert p.positions.max() < n_ctx
+    assert max(int(p.positions.max()) for p in probes) == n_ctx - 1
+    assert any(p.prefill and p.prefill < p.tokens.shape[1] for p in probes) == (n_ctx > 1)
+
+
+def test_thorough_reaches_every_token_and_every_position() -> None:
+    c = config(n_ctx=300, d_vocab=5000)
+    probes = standard_probes(c, effort="thorough")
+    rows = [np.unique(p.tokens) for p in probes if p.name.startswith("vocabulary")]
+    assert np.array_equal(np.unique(np.concatenate(rows)), np.arange(5000))
+    positions = [np.unique(p.positions) for p in probes]
+    assert np.array_equal(np.unique(np.concatenate(positions)), np.arange(300))
+    assert any(p.mask is not None and p.prefill is not None for p in probes)
+
+
+def test_efforts_grow() -> None:
+    c = config(n_ctx=300)
+    sizes = [sum(p.tokens.size for p in standard_probes(c, effort=e)) for e in EFFORTS]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[1] / 4
+
+
+def test_a_users_text(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("fox she window fox " * 40)
+    with pytest.raises(BadInput, match="tokenizer"):
+        text_probes(config(), tmp_path, file)
+    _tokenizer(tmp_path)
+    probes = text_probes(config(), tmp_path, file)
+    assert [p.name for p in probes] == ["mine.txt, 1 of 3", "mine.txt, 2 of 3", "mine.txt, 3 of 3"]
+    assert sum(p.tokens.size for p in probes) == 160
+    assert all(p.text for p in probes)
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(BadInput, match="cannot be read"):
+        text_probes(config(), tmp_path, file)
 
 
 def test_are_seeded() -> None:
@@ -60,20 +101,24 @@ def test_are_seeded() -> None:
 
 
 def test_left_padding_starts_each_row_at_position_zero() -> None:
-    (padded,) = (p for p in standard_probes(config()) if p.mask is not None)
+    padded = next(p for p in standard_probes(config()) if p.mask is not None)
     assert padded.mask is not None
     assert not padded.mask.all()
     for mask, positions in zip(padded.mask, padded.positions, strict=True):
         assert positions[mask].tolist() == list(range(int(mask.sum())))
 
 
-def test_text_where_there_is_a_tokenizer_that_fits(tmp_path: Path) -> None:
+def _tokenizer(directory: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = {w: i for i, w in enumerate(["?", "fox", "she", "window"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def test_text_where_there_is_a_tokenizer_that_fits(tmp_path: Path) -> None:
+    _tokenizer(tmp_path)
     (text,) = (p for p in standard_probes(config(), tmp_path) if p.name == "text")
     assert text.tokens.shape[1] <= 64
     assert {0, 1} <= set(text.tokens.ravel().tolist())

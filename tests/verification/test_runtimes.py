@@ -21,6 +21,7 @@ from converter.verification.judge import measure, pooled_floor
 from converter.verification.loading import has_hooked_transformer
 from converter.verification.reference import forward
 from converter.verification.runtimes import open_runtime
+from converter.verification.subjects import subjects_of
 from converter.verification.verify import MAX_RATIO
 from tests.models import random_hf, write_as
 from tests.verification.conftest import needs_hooked
@@ -147,9 +148,9 @@ def test_a_device_that_is_not_there_is_exit_4(original: Checkpoint, device: str)
     assert caught.value.exit_code == 4
 
 
-def test_a_runtime_that_is_not_there_is_exit_4(original: Checkpoint) -> None:
+def test_a_runtime_that_has_nothing_to_run_is_exit_4(original: Checkpoint) -> None:
     with pytest.raises(CannotDoHere, match="onnxruntime"):
-        open_runtime(original, "cpu", "onnxruntime")
+        subjects_of(original, "cpu", "onnxruntime")
 
 
 @needs_hooked

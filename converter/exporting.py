@@ -1,0 +1,201 @@
+"""ONNX as the pipeline asks for it: where the graph goes, and what is left beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from converter.checkpoint import Checkpoint, NeoConfig
+from converter.checkpoint.publish import adding
+from converter.errors import UsageError, VerificationFailed
+from converter.progress import Progress
+from converter.routing import plain
+from converter.verification import Verification, verify
+
+if TYPE_CHECKING:
+    from converter.onnx import ExportResult
+
+WeightsMode = Literal["shared", "external", "inline"]
+TRANSFORMERS_JS = "transformers-js"
+_FOLDER = "onnx"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What was asked for.
+
+    `weights`: "shared", "external" or "inline" (`converter.onnx.weights`). `hooks`: patterns of
+    TransformerLens's hook points. `client`: None, or "transformers-js" for its folders.
+    """
+
+    weights: WeightsMode = "shared"
+    with_past: bool = True
+    hooks: tuple[str, ...] = ()
+    client: str | None = None
+
+    @staticmethod
+    def of(
+        weights: WeightsMode | None, with_past: bool, hooks: Sequence[str], client: str | None
+    ) -> Graph:
+        """Defaults filled in.
+
+        Raises:
+            UsageError: transformers.js looks for the graph in a folder of its own, and a graph
+                cannot share weights outside its folder.
+        """
+        if client and weights == "shared":
+            raise UsageError(
+                "A graph in the folder onnx/ cannot share weight files outside it.",
+                where="--for transformers-js --weights shared",
+                do="Leave --weights out. Or leave --for out: transformers.js opens a directory that"
+                " holds model.onnx when it is given { subfolder: '' }.",
+            )
+        return Graph(
+            weights or ("external" if client else "shared"), with_past, tuple(hooks), client
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says for the graph's clients."""
+        if not self.client or self.weights != "external":
+            return {}
+        return {"transformers.js_config": {"use_external_data_format": True}}
+
+    def require_possible(self, config: NeoConfig) -> None:
+        """Refuse what cannot be written before a weight is read.
+
+        Raises:
+            UsageError: a hook point that the model does not have.
+            NotRepresentable: an activation that the graph cannot express.
+        """
+        from converter.onnx.graph import require_activation
+        from converter.onnx.hooks import match
+
+        match(self.hooks, config)
+        require_activation(config.act_fn)
+
+    def write(self, checkpoint: Checkpoint, made: dict[str, Any]) -> ExportResult:
+        """Add the graph to the directory of a checkpoint's weights."""
+        from converter.onnx import export
+
+        directory, name = checkpoint.directory, "model.onnx"
+        if self.client:
+            directory /= _FOLDER
+            name = "model_fp16.onnx" if checkpoint.dtype == "F16" else name
+        return export(
+            checkpoint, directory, weights=self.weights, with_past=self.with_past,
+            hooks=self.hooks, file_name=name, made=made,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What `add_graph` did, or with `published` False would do."""
+
+    source: Checkpoint
+    path: Path
+    result: ExportResult | None
+    verification: Verification | None
+
+    @property
+    def published(self) -> bool:
+        return self.result is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of a conversion, as far as they mean something."""
+        route = plain(self.source)
+        return {
+            "source": self.source.source.given,
+            "output": str(self.path),
+            "layout": self.source.layout,
+            "steps": list(route.steps),
+            "reverse": "none",
+            "published": self.published,
+            "onnx": facts(self.result) if self.result else None,
+            "verification": self.verification.to_json() if self.verification else None,
+        }
+
+
+def facts(result: ExportResult) -> dict[str, Any]:
+    """A written graph, as plain JSON."""
+    return {
+        "path": str(result.path),
+        "weights": result.weights,
+        "with_past": result.with_past,
+        "hooks": list(result.hooks),
+        "graph_bytes": result.graph_bytes,
+        "weight_bytes": result.weight_bytes,
+        "weight_files": [p.name for p in (*result.shared, *result.written[1:])],
+        "nodes": result.nodes,
+        "opset": result.opset,
+    }
+
+
+def add_graph(
+    source: Checkpoint,
+    graph: Graph,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    check: bool = True,
+    progress: Progress | None = None,
+    **verifying: Any,
+) -> Addition:
+    """Add model.onnx beside a checkpoint's own weights, which it shares. Nothing else changes.
+
+    Args:
+        check: run the graph in onnxruntime before it gets its name, against the checkpoint.
+        verifying: further arguments of `verify`.
+
+    Raises:
+        UsageError: what must be written besides the graph; or model.onnx is there (OutputExists).
+        VerificationFailed: the graph does not compute what the checkpoint does.
+    """
+    from converter.onnx import export
+    from converter.onnx.opening import open_graph
+    from converter.onnx.weights import locate
+
+    if graph.client or graph.weights == "external":
+        raise UsageError(
+            "This writes more than a graph, so it needs an OUTPUT of its own.",
+            where="--for" if graph.client else "--weights external",
+            do="Name an OUTPUT directory; or share the weights that are there.",
+        )
+    path = source.directory / "model.onnx"
+    graph.require_possible(source.config)
+    if dry_run:
+        locate(source, graph.weights, "")
+        return Addition(source, path, None, None)
+    with adding(path, overwrite=overwrite) as stage:
+        written = export(
+            source, weights=graph.weights, with_past=graph.with_past, hooks=graph.hooks,
+            file_name=stage.name,
+        )  # fmt: skip
+        verification = None
+        if check:
+            route = replace(plain(source), absorbs=False)
+            verification = verify(
+                source, open_graph(stage, str(path)), route=route, progress=progress, **verifying
+            )
+            require_verified(verification)
+    result = replace(written, path=path, written=(path,))
+    return Addition(source, path, result, verification)
+
+
+def require_verified(verification: Verification) -> None:
+    """
+    Raises:
+        VerificationFailed: it is not; the message says where it first showed.
+    """
+    if verification.passed:
+        return
+    part = verification.first_divergence
+    where = f"{part.unit}{f', {part.tensor}' if part.tensor else ''}: " if part else ""
+    raise VerificationFailed(
+        "The converted files do not reproduce the original; nothing was published.",
+        where=where + " ".join(verification.problems[:2]),
+        do="A fault of neoconvert or of this machine: please report it, with --json's output.",
+        details={"verification": verification.to_json()},
+    )

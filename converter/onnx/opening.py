@@ -1,0 +1,168 @@
+"""An ONNX file as a checkpoint: its initializers are weights again, by their layout's names."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from converter.checkpoint import Checkpoint, NeoConfig
+from converter.checkpoint.config import checked, integer
+from converter.checkpoint.hf_config import from_hf
+from converter.checkpoint.reader import Reader, Stored
+from converter.checkpoint.source import PROVENANCE, Json, Source, read_json
+from converter.checkpoint.tl_config import from_tl
+from converter.dtypes import CODES
+from converter.errors import ConfigError, CorruptFile
+from converter.layout import Layout, expand
+from converter.onnx.reading import read_onnx
+from converter.onnx.weights import DTYPES
+
+CONFIG, MADE = "neoconvert.config", "neoconvert.provenance"
+"""Metadata of our graphs: the architecture, and how the weights were made from their original."""
+_CODES = {dtype.value: code for code, dtype in DTYPES.items()}
+_EMBEDDINGS: dict[str, Layout] = {"embed.W_E": "hooked", "embed.weight": "bridge"}
+
+
+class GraphReader(Reader):
+    """The float initializers of an ONNX file that `read_onnx` has found sound.
+
+    Raises: see `read_onnx`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        read_onnx(path)
+        model = onnx.load_model(str(path), load_external_data=False)
+        self.path = path
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
+        self._protos = {t.name: t for t in model.graph.initializer if t.data_type in _CODES}
+        self.tensors = {}
+        self.other = {}
+        for name, tensor in self._protos.items():
+            places = {entry.key: entry.value for entry in tensor.external_data}
+            file = path.parent / places["location"] if places else path
+            self.tensors[name] = Stored(name, _CODES[tensor.data_type], tuple(tensor.dims), file)
+
+    def read(self, name: str) -> np.ndarray:
+        stored, tensor = self.tensors[name], self._protos[name]
+        dtype = CODES[stored.code]
+        if stored.file == self.path:
+            array = onnx.numpy_helper.to_array(tensor)
+            return array.view(dtype).reshape(stored.shape)
+        places = {entry.key: entry.value for entry in tensor.external_data}
+        count, offset = math.prod(stored.shape), int(places.get("offset", 0))
+        with open(stored.file, "rb", buffering=0) as file:
+            flat = np.fromfile(file, dtype=dtype, count=count, offset=offset)
+        if flat.size != count:
+            raise CorruptFile(
+                f"The file ended inside tensor {name}.",
+                where=str(stored.file),
+                do="The file changed while it was being read; run again when nothing writes to it.",
+            )
+        return flat.reshape(stored.shape)
+
+
+def open_graph(path: Path, given: str | None = None) -> Checkpoint:
+    """Open an ONNX file as an artifact. Nothing but the graph is read; no runtime opens it.
+
+    Graphs that neoconvert wrote say what they are. For others, config.json must be beside;
+    those of their weights that do not have HF's names and shapes stay unknown (`complete`).
+
+    Raises:
+        BadInput: see `read_onnx`; or no config says what the model is.
+    """
+    reader = GraphReader(path)
+    beside = {
+        name: read_json(path.parent / name)
+        for name in ("config.json", "cfg.json", PROVENANCE)
+        if (path.parent / name).is_file()
+    }
+    if "config.json" not in beside and (path.parent.parent / "config.json").is_file():
+        beside["config.json"] = read_json(path.parent.parent / "config.json")  # onnx/model.onnx
+    made = _embedded(reader, MADE)
+    source = Source(
+        given=given or str(path),
+        path=path,
+        readers=(reader,),
+        hf_config=beside.get("config.json"),
+        tl_config=beside.get("cfg.json"),
+        generation_config=None,
+        provenance=beside.get(PROVENANCE) if made is None else made,
+        config_path=path,
+    )
+    layout: Layout = "hf"
+    for name, named in _EMBEDDINGS.items():
+        layout = named if name in reader.tensors else layout
+    config = _config(reader, source, layout)
+    if config.n_layers > len(reader.tensors):  # before a table of that size is built
+        raise ConfigError(
+            f"The config says {config.n_layers} layers; the graph holds {len(reader.tensors)} tensors.",
+            where=str(path),
+            do="Put the config.json that belongs to this graph beside it.",
+        )
+    slots = expand(layout, config.sizes, config.n_layers)
+    stored = {}
+    for key, slot in slots.items():
+        tensor = reader.tensors.get(str(slot.name))
+        # The graph may see the same bytes in another shape: heads and their width as one axis.
+        if tensor and math.prod(tensor.shape) == math.prod(slot.shape):
+            stored[key] = reader.tensors[tensor.name] = replace(tensor, shape=slot.shape)
+    return Checkpoint(source, layout, config, slots, stored, (), graph=path)
+
+
+def metadata(config: NeoConfig, made: Json) -> dict[str, str]:
+    """What `open_graph` reads back. `made`: the part of neoconvert.json that says the route."""
+    return {CONFIG: json.dumps(asdict(config)), MADE: json.dumps(made)}
+
+
+def _embedded(reader: GraphReader, name: str) -> Json | None:
+    try:
+        value: Any = json.loads(reader.metadata.get(name, "null"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"The graph's metadata {name} is no JSON.",
+            where=str(reader.path),
+            do="Export it again.",
+        ) from error
+    return value if isinstance(value, dict) else None
+
+
+def _config(reader: GraphReader, source: Source, layout: Layout) -> NeoConfig:
+    where = str(reader.path)
+    if fields := _embedded(reader, CONFIG):
+        return _stated(fields, where)
+    if layout == "hooked" and source.tl_config is not None:
+        return from_tl(source.tl_config, where)
+    if source.hf_config is not None:
+        return from_hf(source.hf_config, where)
+    raise ConfigError(
+        "The graph does not say what model it is, and there is no config.json beside it.",
+        where=where,
+        do="Put the model's config.json beside the graph.",
+    )
+
+
+def _stated(fields: Json, where: str) -> NeoConfig:
+    sizes = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab", "window_size")
+    found: dict[str, Any] = {name: integer(fields, name, None, where) for name in sizes}
+    types, divisors = fields.get("attn_types"), fields.get("score_divisors", [])
+    if (
+        not isinstance(types, list)
+        or not isinstance(divisors, list)
+        or len(divisors) not in (0, found["n_layers"])
+        or not all(isinstance(d, float) and math.isfinite(d) and d for d in divisors)
+    ):
+        raise ConfigError("The graph's config is malformed.", where=where, do="Export it again.")
+    found |= {
+        "attn_types": tuple(map(str, types)),
+        "score_divisors": tuple(divisors),
+        "act_fn": str(fields.get("act_fn")),
+        "eps": fields.get("eps"),
+        "folded": fields.get("folded") is True,
+    }
+    return checked(found, where)

@@ -1,0 +1,38 @@
+"""Opening what a user names for `verify` and `inspect`: weights of any layout, or an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.source import holds_weights
+
+GRAPHS = ("model.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx")
+"""Where a directory's graph is looked for: as optimum and as transformers.js keep it."""
+
+
+def open_artifact(
+    given: str | Path,
+    *,
+    revision: str | None = None,
+    cfg: Path | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Open a checkpoint, an ONNX file, or a directory that holds a graph and no weight file.
+
+    Raises: see `open_checkpoint` and `converter.onnx.read_onnx`.
+    """
+    path = Path(given).expanduser()
+    graph = path if path.suffix == ".onnx" else None
+    if path.is_dir() and not holds_weights(path):
+        graph = graph_in(path)
+    if graph is not None and graph.is_file():
+        from converter.onnx.opening import open_graph
+
+        return open_graph(graph, str(given))
+    return open_checkpoint(given, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
+
+
+def graph_in(directory: Path) -> Path | None:
+    """The directory's ONNX file, if it has one."""
+    return next((directory / name for name in GRAPHS if (directory / name).is_file()), None)

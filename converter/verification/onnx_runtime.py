@@ -1,0 +1,101 @@
+"""An ONNX file in onnxruntime, as a runtime of verification."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import torch
+
+from converter.checkpoint import Checkpoint
+from converter.onnx.dialect import LOGITS, POSITIONS
+from converter.onnx.session import Array, Session, has_cuda, past_of
+from converter.verification.loading import installed
+from converter.verification.probes import Probe
+from converter.verification.runtimes import Runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LARGE = 2**30
+"""Bytes of weights beyond which they stay mapped, instead of being packed into a second copy."""
+
+
+def open_onnx(checkpoint: Checkpoint, device: torch.device, *, required: bool = False) -> Runtime:
+    """Open a checked graph in onnxruntime.
+
+    Args:
+        device: used where onnxruntime can; else the CPU is.
+        required: onnxruntime was asked for by name, so that it must run on `device`.
+
+    Raises:
+        CannotDoHere: no onnxruntime, or `required` and it cannot use the device.
+        BadInput: see `converter.onnx.read_onnx`.
+    """
+    cuda = device.type == "cuda" and (required or has_cuda())
+    session = _session(checkpoint, device if cuda else torch.device("cpu"))
+    where = device if cuda else torch.device("cpu")
+    name = "onnxruntime"
+    version = installed("onnxruntime") or installed("onnxruntime-gpu")
+    return OnnxRuntime(name, name, version, where, checkpoint, session)
+
+
+def _session(checkpoint: Checkpoint, device: torch.device, values: tuple[str, ...] = ()) -> Session:
+    assert checkpoint.graph is not None
+    nbytes = sum(stored.nbytes for stored in checkpoint.stored.values())
+    return Session(
+        checkpoint.graph,
+        lean=nbytes > _LARGE,
+        threads=torch.get_num_threads(),
+        cuda=(device.index or 0) if device.type == "cuda" else None,
+        values=values,
+    )
+
+
+@dataclass
+class OnnxRuntime(Runtime):
+    """With a cache if the graph has one."""
+
+    checkpoint: Checkpoint
+    session: Session
+
+    def runs(self, probe: Probe) -> bool:
+        if probe.prefill is not None:
+            return self.session.file.with_past
+        return POSITIONS in self.session.inputs or (probe.mask is None and not probe.start)
+
+    def logits(self, probe: Probe) -> Tensor:
+        found = self._run(probe, (LOGITS,)) if probe.prefill is None else self._stepwise(probe)
+        return torch.from_numpy(found[LOGITS].astype(np.float32, copy=False)).to(self.device)
+
+    def _run(self, probe: Probe, wanted: tuple[str, ...]) -> dict[str, Array]:
+        return self.session(probe.tokens, probe.mask, start=probe.start, wanted=wanted)
+
+    def _stepwise(self, probe: Probe) -> dict[str, Array]:
+        """A prefill, then one token at a time, each step fed the cache of the one before."""
+        mask = np.ones_like(probe.tokens, bool) if probe.mask is None else probe.mask
+        length, pieces = probe.tokens.shape[1], []
+        outputs: dict[str, Array] = {}
+        ends = [*range(probe.prefill or 1, length), length]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            outputs = self.session(probe.tokens[:, begin:end], mask[:, :end], past_of(outputs))
+            pieces.append(outputs[LOGITS])
+        return {LOGITS: np.concatenate(pieces, axis=1)}
+
+    def streams(self, probe: Probe) -> dict[str, Tensor]:
+        """Of a graph that neoconvert wrote; others do not say where their residual stream is."""
+        assert self.checkpoint.graph is not None
+        model = onnx.load_model(str(self.checkpoint.graph), load_external_data=False)
+        there = {name for node in model.graph.node for name in node.output}
+        named = {"embed": "embed/Reshape"} | {
+            f"block {i}": f"blocks.{i}/Add_2" for i in range(self.checkpoint.config.n_layers)
+        }
+        values = {unit: value for unit, value in named.items() if value in there}
+        if not values:
+            return {}
+        self.session = _session(self.checkpoint, self.device, tuple(values.values()))
+        found = self._run(probe, tuple(values.values()))
+        shape = (*probe.tokens.shape, self.checkpoint.config.d_model)
+        return {unit: torch.from_numpy(found[v]).view(shape) for unit, v in values.items()}

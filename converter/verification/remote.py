@@ -1,0 +1,144 @@
+"""A runtime in another Python environment: its TransformerLens, its transformers, its torch.
+
+The other interpreter runs this module, with neoconvert's own code from here, and answers one line
+for each probe. Tokens and logits pass through files in a directory that both see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import CannotDoHere, VerificationFailed
+from converter.verification.probes import Probe
+from converter.verification.runtimes import Runtime, open_runtime
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PROBE, _LOGITS = "probe.npz", "logits.npy"
+
+
+@dataclass
+class Remote(Runtime):
+    """The same software as here would run the layout, in the versions found there."""
+
+    process: subprocess.Popen[str]
+    folder: tempfile.TemporaryDirectory[str]
+
+    def logits(self, probe: Probe) -> Tensor:
+        import torch
+
+        folder = Path(self.folder.name)
+        arrays = {"tokens": probe.tokens, "start": np.array(probe.start)}
+        if probe.mask is not None:
+            arrays["mask"] = probe.mask
+        np.savez(folder / _PROBE, allow_pickle=False, **arrays)
+        _ask(self.process, probe.name)
+        return torch.from_numpy(np.load(folder / _LOGITS)).to(self.device)
+
+    def runs(self, probe: Probe) -> bool:
+        return super().runs(probe) and not (
+            probe.start and self.what.startswith("HookedTransformer")
+        )
+
+    def __del__(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> Remote:
+    """Open the checkpoint in the environment of another interpreter.
+
+    Raises:
+        CannotDoHere: the interpreter cannot run neoconvert (it lacks torch, say).
+        VerificationFailed: the software there refuses the checkpoint.
+    """
+    import torch
+
+    folder = tempfile.TemporaryDirectory(prefix="neoconvert.")
+    here = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    command = [str(python), "-m", "converter.verification.remote"]
+    arguments = [str(checkpoint.source.path), folder.name, device]
+    try:
+        process = subprocess.Popen(
+            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env=os.environ | {"PYTHONPATH": path},
+        )  # fmt: skip
+    except OSError as error:
+        raise CannotDoHere(
+            f"The interpreter cannot be started: {error.strerror}.",
+            where=f"--python {python}",
+            do="Name the python of an environment, such as .venvs/tl4/bin/python.",
+        ) from error
+    info = _ask(process, None)
+    cpu = torch.device("cpu")
+    what = f"{info['what']} ({info['name']} {info['version']})"
+    return Remote(info["name"], what, info["version"], cpu, process, folder)
+
+
+def _ask(process: subprocess.Popen[str], request: str | None) -> dict[str, Any]:
+    """One request, one answer; None waits for the answer that comes unasked, at the start."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        if request is not None:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        answer: dict[str, Any] = json.loads(process.stdout.readline() or "null") or {}
+    except (OSError, ValueError):
+        answer = {}
+    where = str(process.args[0]) if isinstance(process.args, list) else "--python"
+    if "refused" in answer:
+        what, place, do = answer["refused"]
+        raise VerificationFailed(what, where=f"{place}, run by {where}", do=do)
+    if not answer:
+        raise CannotDoHere(
+            "The other interpreter ended without an answer.",
+            where=f"--python {where}",
+            do="See what it printed above; its environment needs torch, numpy and neoconvert's dependencies.",
+        )
+    return answer
+
+
+def _serve(path: str, folder: Path, device: str) -> None:
+    """The other side: open, say what runs it, then answer until the pipe closes."""
+    from converter.checkpoint import open_checkpoint
+    from converter.errors import NeoconvertError
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
+
+    def answer(document: dict[str, Any]) -> None:
+        print(json.dumps(document), file=answers, flush=True)
+
+    try:
+        runtime = open_runtime(open_checkpoint(path, allow_pickle=True), device)
+        answer({"name": runtime.name, "what": runtime.what, "version": runtime.version})
+        for line in sys.stdin:
+            with np.load(folder / _PROBE) as given:
+                mask = given.get("mask")
+                probe = Probe(json.loads(line), given["tokens"], mask, int(given["start"]))
+            np.save(folder / _LOGITS, runtime.logits(probe).cpu().numpy())
+            answer({"done": probe.name})
+    except NeoconvertError as error:
+        answer({"refused": error.lines()})
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

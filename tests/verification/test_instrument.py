@@ -1,0 +1,117 @@
+"""What verification can be asked for: other environments, texts, efforts, errors by layer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.demo import MODEL
+from converter.errors import BadInput, CannotDoHere, VerificationFailed
+from converter.verification import verify
+from tests.models import write_as
+
+
+def edit(key: str, array: object) -> object:
+    return array * 1.01 if key == "blocks.1.attn.b_O" else array  # type: ignore[operator]
+
+
+def test_another_environment(original: Checkpoint, there: Path) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hf"))
+    result = verify(original, artifact, effort="quick", pythons=[Path(sys.executable)])
+    assert result.passed, result.summary()
+    here, other = (r for r in result.runtimes if r.role == "artifact")
+    assert other.what.startswith("GPTNeoForCausalLM (transformers ")
+    mine = [p for p in result.probes if p.runtime == here.what]
+    theirs = [p for p in result.probes if p.runtime == other.what]
+    assert [p.name for p in mine] == [p.name for p in theirs]
+    assert [p.max_abs_logprob_diff for p in mine] == [p.max_abs_logprob_diff for p in theirs]
+
+
+def test_another_environment_sees_the_fault(original: Checkpoint, there: Path) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hf", edit=edit))  # type: ignore[arg-type]
+    result = verify(
+        original, artifact, effort="quick", checks=["function"], pythons=[Path(sys.executable)]
+    )
+    assert {p.runtime for p in result.probes if not p.passed} == {p.runtime for p in result.probes}
+    assert len(result.problems) == 2
+
+
+def test_an_environment_that_cannot(original: Checkpoint, there: Path, tmp_path: Path) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hf"))
+    with pytest.raises(CannotDoHere):
+        verify(original, artifact, pythons=[Path("/bin/false")])
+    with pytest.raises(CannotDoHere, match="cannot be started"):
+        verify(original, artifact, pythons=[tmp_path / "no-python"])
+
+
+def test_an_environment_that_refuses(original: Checkpoint, there: Path) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hf"))
+    (there / "config.json").write_text("{}")
+    with pytest.raises((BadInput, VerificationFailed)):
+        verify(original, artifact, effort="quick", pythons=[Path(sys.executable)])
+
+
+def test_a_text_of_ones_own(tmp_path: Path) -> None:
+    text = tmp_path / "mine.py"
+    text.write_text("import json\n\ndef read(path):\n    return json.load(open(path))\n" * 8)
+    model = open_checkpoint(MODEL)
+    result = verify(model, model, effort="quick", text=text)
+    (probe,) = (p for p in result.probes if p.name == "mine.py")
+    assert probe.perplexity is not None
+    assert 1 < probe.perplexity.original < 1280
+    assert probe.perplexity.artifact == pytest.approx(probe.perplexity.original, rel=1e-5)
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(BadInput, match="empty"):
+        verify(model, model, effort="quick", text=tmp_path / "empty")
+
+
+def test_what_rounding_costs_is_told_apart(tmp_path: Path) -> None:
+    model = open_checkpoint(MODEL)
+    artifact = open_checkpoint(write_as(model, tmp_path / "half", "hf", dtype="bfloat16"))
+    result = verify(model, artifact)
+    assert result.passed, result.summary()
+    (text,) = (p for p in result.probes if p.name == "text")
+    assert text.ratio < 8
+    assert text.perplexity is not None
+    assert text.storage_kl is not None
+    assert text.storage_max_abs_logprob_diff is not None
+    # Conversion adds nothing to what rounding does, and rounding does something.
+    assert text.max_abs_logprob_diff < text.storage_max_abs_logprob_diff / 100
+    assert abs(text.perplexity.artifact - text.perplexity.stored) < 1e-3
+    assert text.storage_kl > 0
+
+
+@pytest.mark.parametrize("layout", ["hf", "bridge", "hooked"])
+def test_errors_by_layer(original: Checkpoint, there: Path, layout: str) -> None:
+    artifact = open_checkpoint(write_as(original, there, layout))  # type: ignore[arg-type]
+    (layers,) = verify(original, artifact, effort="quick", layers=True).layers
+    assert [u.unit for u in layers.units] == ["embed", "block 0", "block 1"]
+    assert all(u.ratio < 8 for u in layers.units)
+
+
+@pytest.mark.parametrize("layout", ["hf", "bridge", "hooked"])
+def test_the_layer_at_fault_and_its_tensor(original: Checkpoint, there: Path, layout: str) -> None:
+    artifact = open_checkpoint(write_as(original, there, layout, edit=edit))  # type: ignore[arg-type]
+    result = verify(original, artifact, effort="quick", checks=["function"])
+    assert result.first_divergence is not None
+    assert result.first_divergence.unit == "block 1"
+    assert result.first_divergence.tensor == artifact.slots["blocks.1.attn.b_O"].name
+    (layers,) = result.layers
+    assert [u.ratio < 8 for u in layers.units] == [True, True, False]
+
+
+def test_positions(original: Checkpoint, there: Path) -> None:
+    """A window that is one short shows from the window's own length on, and not before."""
+    window = original.config.window_size
+    config = {"window_size": window - 1}
+    artifact = open_checkpoint(write_as(original, there, "hf", config=config))
+    result = verify(original, artifact, checks=["function"])
+    (probe,) = (p for p in result.probes if p.name == "context")
+    assert probe.by_position is not None
+    off = [e > 8 * f for e, f in zip(probe.by_position.error, probe.by_position.floor, strict=True)]
+    assert off.index(True) == window - 1
+    assert result.first_divergence is not None
+    assert result.first_divergence.unit == "block 1"
