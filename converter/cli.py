@@ -22,7 +22,7 @@ from converter.cli_options import (
     reporting,
     verifying,
 )
-from converter.errors import UsageError
+from converter.errors import UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -61,11 +61,15 @@ def _convert(direction: str, source: str, output: Path | None, display: Any, **o
         options["keep_weights"] = True
     if report and not options["check"]:
         raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip
-    with display.progress() as progress:
-        done = getattr(convert, direction)(
-            opened, output, dtype=None if dtype == "keep" else dtype, progress=progress,
-            layers=report is not None, **options,
-        )  # fmt: skip
+    try:
+        with display.progress() as progress:
+            done = getattr(convert, direction)(
+                opened, output, dtype=None if dtype == "keep" else dtype, progress=progress,
+                layers=report is not None, **options,
+            )  # fmt: skip
+    except VerificationFailed as error:
+        _report(report, error.details.get("verification"), None, display)
+        raise
     display.conversion(done)
     document = done.to_json()
     _report(report, document["verification"], document["output"], display)
@@ -89,13 +93,15 @@ def _graph(
     return None
 
 
-def _report(path: Path | None, verification: Any, artifact: str, display: Any) -> None:
+def _report(path: Path | None, verification: Any, artifact: str | None, display: Any) -> None:
     if path is None or verification is None:
         return
     from converter.checkpoint.source import provenance_of
     from converter.verification.report import write_report
 
-    write_report(verification, path, provenance=provenance_of(Path(artifact)))
+    title = f"neoconvert {click.get_current_context().info_name}"
+    provenance = provenance_of(Path(artifact)) if artifact else None
+    write_report(verification, path, title=title, provenance=provenance)
     display.say(f"  report: {path}")
 
 

@@ -136,7 +136,11 @@ class Display:
             mark = "[green]✓[/]" if not weights.mismatched else "[red]✗[/]"
             self.say(
                 f"  {mark} weights: {weights.compared - len(weights.mismatched)} of {weights.compared}"
-                " tensors as they must be, bit for bit"
+                + (
+                    " tensors as they must be, bit for bit"
+                    if weights.explained is None
+                    else " tensors accounted for"
+                )
             )
             for name in weights.mismatched[:8]:
                 self.say(f"      [red]differs[/] {name}")

@@ -15,13 +15,17 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 """Ignored by git."""
 
 
-def make_model(directory: Path, layers: int) -> None:
-    """A GPT-Neo of 125M's shape with seeded weights, written once."""
+SIZES = {"125m": (12, 768, 12), "1.3b": (24, 2048, 16), "2.7b": (32, 2560, 20)}
+"""Layers, width and heads of the published models."""
+
+
+def make_model(directory: Path, layers: int, width: int = 768, heads: int = 12) -> None:
+    """A GPT-Neo of a published shape with seeded weights, written once."""
     if (directory / "config.json").exists():
         return
     config = {
         "model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"], "num_layers": layers,
-        "hidden_size": 768, "num_heads": 12, "vocab_size": 50257, "max_position_embeddings": 2048,
+        "hidden_size": width, "num_heads": heads, "vocab_size": 50257, "max_position_embeddings": 2048,
         "attention_types": [[["global", "local"], layers // 2]], "window_size": 256,
         "activation_function": "gelu_new", "tie_word_embeddings": True,
     }  # fmt: skip
@@ -33,8 +37,8 @@ def make_model(directory: Path, layers: int) -> None:
             centre = (
                 1.0 if slot.name.endswith((".ln_1.weight", ".ln_2.weight", ".ln_f.weight")) else 0
             )
-            noise = rng.normal(0, 0.05, slot.shape)
-            tensors[slot.name] = (centre + noise).astype(np.float32)
+            noise = rng.standard_normal(slot.shape, dtype=np.float32)
+            tensors[slot.name] = np.float32(centre) + np.float32(0.05) * noise
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config))

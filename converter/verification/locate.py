@@ -93,7 +93,8 @@ def locate(route: Route, artifact: Checkpoint, layers: Layers, max_ratio: float)
     differing = _differing(route, artifact)
     if off is None:
         off = next((unit for unit, tensors in differing.items() if tensors), "final")
-    tensors = differing.get(off, {})
+    # Where every unit differs, the route is not the one the artifact took, and tells nothing.
+    tensors = {} if all(differing.values()) else differing.get(off, {})
     return Divergence(off, max(tensors, key=tensors.__getitem__) if tensors else None)
 
 

@@ -150,7 +150,10 @@ class Verification:
         if self.weights is not None:
             w = self.weights
             same = w.compared - len(w.mismatches)
-            lines.append(f"weights   {same} of {w.compared} tensors identical, bit for bit")
+            how = (
+                "identical, bit for bit" if w.explained is None else "accounted for by their steps"
+            )
+            lines.append(f"weights   {same} of {w.compared} tensors {how}")
         if self.probes:
             worst = max(self.probes, key=lambda p: (not p.passed, p.ratio))
             good = sum(p.passed for p in self.probes)
@@ -192,6 +195,7 @@ class Verification:
                 "mismatched": list(weights.mismatched),
                 "mismatches": [dataclasses.asdict(m) for m in weights.mismatches],
                 "config": list(weights.config),
+                "explained": None if weights.explained is None else list(weights.explained),
             },
             "first_divergence": None
             if where is None

@@ -125,12 +125,14 @@ def _with_weights(
     if not checked:
         return replace(result, remarks=tuple(remarks))
     weights = joined(checked)
-    problems = _weight_problems(weights)
     if weights.mismatches and "route" not in (artifact.source.provenance or {}):
-        problems.append(
-            "The artifact does not say how it was made, so its weights were taken for the"
-            " original's own: `neoconvert explain` finds processing, `--check function` judges"
-            " what it computes."
+        weights = _explained(weights, route.source, artifact, say)
+    problems = _weight_problems(weights)
+    if weights.explained:
+        remarks.append(
+            f"The artifact does not say how it was made. By its weights it is the original after"
+            f" {', '.join(weights.explained)}; nothing else differs"
+            + (", but for what is named above." if weights.mismatches else ", beyond rounding.")
         )
     return replace(
         result,
@@ -139,6 +141,22 @@ def _with_weights(
         remarks=tuple(remarks),
         first_divergence=_first(weights),
     )
+
+
+def _explained(
+    check: WeightCheck, original: Checkpoint, artifact: Checkpoint, say: Progress
+) -> WeightCheck:
+    """TransformerLens's own processing leaves no provenance, and not our bits: the steps that it
+    took are found from the weights. What they do not account for stays a mismatch."""
+    if not artifact.complete:
+        return check
+    from converter.explaining import explain
+
+    found = explain(original, artifact, progress=say)
+    left = tuple(m for m in check.mismatches if {m.key, m.tensor} & set(found.unexplained))
+    if not found.steps or found.cast or not (left or found.verdict == "same-function"):
+        return check
+    return replace(check, mismatches=left, explained=found.steps)
 
 
 def _shares(graph: Checkpoint, artifact: Checkpoint) -> bool:

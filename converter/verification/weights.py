@@ -36,6 +36,9 @@ class WeightCheck:
     mismatches: tuple[Mismatch, ...]
     config: tuple[str, ...] = ()
     """Fields of the config that mean something else in the artifact."""
+    explained: tuple[str, ...] | None = None
+    """Where the artifact does not say how it was made: the steps that, as its weights themselves
+    show, separate it from the original, and beside which nothing differs beyond rounding."""
 
     @property
     def mismatched(self) -> tuple[str, ...]:

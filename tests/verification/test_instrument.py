@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.demo import MODEL
 from converter.errors import BadInput, CannotDoHere, VerificationFailed
-from converter.verification import verify
+from converter.opening import open_artifact
+from converter.verification import Divergence, verify
 from tests.models import write_as
+from tests.verification.conftest import needs_hooked
 
 
 def edit(key: str, array: object) -> object:
@@ -115,3 +119,28 @@ def test_positions(original: Checkpoint, there: Path) -> None:
     assert off.index(True) == window - 1
     assert result.first_divergence is not None
     assert result.first_divergence.unit == "block 1"
+
+
+@needs_hooked
+def test_transformer_lens_own_processing_is_accounted_for(tmp_path: Path) -> None:
+    """What from_pretrained gives leaves no provenance, and has not our bits."""
+    model = open_checkpoint(MODEL)
+    converter.hf_to_tl(model, tmp_path / "raw", check=False)
+    hooked = converter.load_hooked(tmp_path / "raw")
+    hooked.process_weights_()
+    state = hooked.state_dict()
+    torch.save((hooked.cfg.to_dict(), state), tmp_path / "model.pt")
+    artifact = open_artifact(tmp_path / "model.pt", allow_pickle=True)
+    result = verify(model, artifact, effort="quick")
+    assert result.passed, result.summary()
+    assert result.weights is not None
+    assert result.weights.explained is not None
+    assert len(result.weights.explained) == 4
+    state["blocks.1.mlp.W_in"][3, 4] += 0.01
+    torch.save((hooked.cfg.to_dict(), state), tmp_path / "edited.pt")
+    artifact = open_artifact(tmp_path / "edited.pt", allow_pickle=True)
+    result = verify(model, artifact, effort="quick")
+    assert not result.passed
+    assert result.weights is not None
+    assert result.weights.mismatched == ("blocks.1.mlp.W_in",)
+    assert result.first_divergence == Divergence("block 1", "blocks.1.mlp.W_in")

@@ -1,0 +1,187 @@
+"""The document, arranged for the page; the page, written."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from converter.verification.report import origin, plots
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several plots of a kind, of which the page shows one at a time."""
+
+    name: str
+    where: str
+    """The runtime, or other words that tell panels of one name apart."""
+    passed: bool
+    chosen: bool
+    """Shown first."""
+    curves: plots.Curves
+    units: list[dict[str, Any]]
+    """The numbers of the plot where they are few enough for a table; or none."""
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """The probes' ratios on one scale."""
+
+    scale: plots.Scale
+    noise: float
+    """Where the noise itself is, ratio 1."""
+    limit: float
+    ticks: list[plots.Tick]
+
+
+def write_report(
+    document: dict[str, Any],
+    path: Path,
+    *,
+    title: str = "Verification",
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Write the report of a verification; `path` holds the old file or the whole new one.
+
+    Args:
+        document: `Verification.to_json()`, or the whole document of `neoconvert verify --json`.
+        title: for the head of the page: what was done.
+        provenance: the artifact's `neoconvert.json`, if it has one.
+    """
+    text = render(document, title=title, provenance=provenance)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def render(
+    document: dict[str, Any],
+    *,
+    title: str = "Verification",
+    provenance: dict[str, Any] | None = None,
+) -> str:
+    """The report as HTML: one file that loads nothing. Same document, same bytes."""
+    style, script = _asset("page.css"), _asset("page.js")
+    page: str = _template().render(
+        doc=document,
+        title=title,
+        groups=_groups(document),
+        worst=max(document["probes"], key=_badness, default=None),
+        ratios=_ratios(document),
+        positions=_positions(document),
+        layers=_layers(document),
+        origin=origin.read(provenance),
+        style=Markup(style),
+        script=Markup(script),
+        # Only this style and this script may act, whatever else got onto the page.
+        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}';"
+        " img-src data:; base-uri 'none'; form-action 'none'",
+    )
+    return page
+
+
+def _groups(document: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The probes by the software that ran the artifact."""
+    found = groupby(document["probes"], key=lambda probe: str(probe["runtime"]))
+    return [(runtime, list(probes)) for runtime, probes in found]
+
+
+def _badness(probe: dict[str, Any]) -> tuple[bool, float]:
+    ratio = probe["ratio"]
+    return not probe["passed"], float("inf") if ratio is None else ratio
+
+
+def _ratios(document: dict[str, Any]) -> Ratios:
+    limit = document["max_ratio"]
+    # Two decades on either side of 1 at least: honest ratios look alike in every report.
+    scale = plots.Scale.over([0.1, 100, limit, *(p["ratio"] for p in document["probes"])])
+    return Ratios(scale, scale(1), scale(limit), scale.ticks(5))
+
+
+def _positions(document: dict[str, Any]) -> list[Panel]:
+    several = len(_groups(document)) > 1
+    shown = [p for p in document["probes"] if (p.get("by_position") or {}).get("start")]
+    # The longest tells most; of a failed verification, the longest that failed.
+    first = max(
+        shown, key=lambda p: (not p["passed"], len(p["by_position"]["start"])), default=None
+    )
+    return [
+        Panel(
+            p["name"], p["runtime"] if several else "", p["passed"], p is first,
+            plots.by_position(p["by_position"]), [],
+        )
+        for p in shown
+    ]  # fmt: skip
+
+
+def _layers(document: dict[str, Any]) -> list[Panel]:
+    entries = [entry for entry in document.get("layers") or [] if entry["units"]]
+    return [
+        Panel(
+            entry["probe"], entry["runtime"], document["passed"], index == 0,
+            plots.by_layer(entry["units"]), entry["units"],
+        )
+        for index, entry in enumerate(entries)
+    ]  # fmt: skip
+
+
+@functools.cache
+def _template() -> Any:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "brief": plots.brief, "times": times, "share": share, "plain": plain, "json": _json,
+    }  # fmt: skip
+    return environment.from_string(_asset("page.html"))
+
+
+def times(ratio: plots.Number) -> str:
+    """A ratio, which may be anything from nothing to millions."""
+    if ratio is None:
+        return "not finite"
+    if ratio < 100:
+        return f"{ratio:.2f}"
+    return f"{float(f'{ratio:.2g}'):,.0f}" if ratio < 1e8 else f"{ratio:.1e}"
+
+
+def share(value: plots.Number) -> str:
+    """A share in per cent, which says 100 % only of all."""
+    if value is None:
+        return "not finite"
+    text = f"{100 * value:.2f}".rstrip("0").rstrip(".")
+    return ">99.99 %" if text == "100" and value < 1 else f"{text} %"
+
+
+def plain(value: plots.Number) -> str:
+    """A number of ordinary size."""
+    return "not finite" if value is None else f"{value:.6g}"
+
+
+def _json(stops: list[plots.Stop]) -> str:
+    return json.dumps([[s.at, s.error, s.floor, s.label] for s in stops], ensure_ascii=False)
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names inline code."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
