@@ -230,7 +230,8 @@ def convert(
         verification = None
         if check:
             verification = verify(source, artifact, route=route, progress=progress, **verifying)
-            require_verified(replace(verification, artifact=str(output)))
+            verification = replace(verification, artifact=str(output))  # its name from now on
+            require_verified(verification)
         if graph_alone:
             for name in (*plan.shards, f"{WEIGHTS}.index.json", "cfg.json"):
                 (stage / name).unlink(missing_ok=True)
@@ -240,7 +241,7 @@ def convert(
             plan,
             source_sha256=sha256.read,
             output_sha256=sha256.written,
-            verification=verification.to_json() if verification else None,
+            verification=verification.kept() if verification else None,
         )
     if exported:
         exported = exported.moved(stage, output)

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import converter
 from converter.checkpoint import publish
 from converter.checkpoint.plan import Planned
 from converter.checkpoint.publish import check_output, staging
 from converter.convert import hf_to_tl
 from converter.errors import SamePlace, VerificationFailed
 from tests.checkpoints import Recipe, read_all, write_hf
+from tests.models import random_hf
 
 
 def _old(output: Path) -> None:
@@ -166,3 +168,14 @@ def test_source_and_output_times_do_not_matter(tmp_path: Path) -> None:
     hf_to_tl(tmp_path / "hf", tmp_path / "b", check=False)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_the_same_conversion_writes_the_same_bytes(tmp_path: Path) -> None:
+    source = random_hf(tmp_path / "m", scale=1.5)
+    outputs = []
+    for name in ("one", "two"):
+        converter.hf_to_tl(source, tmp_path / name, process="default", graph=converter.Graph())
+        files = sorted((tmp_path / name).iterdir())
+        outputs.append({file.name: file.read_bytes() for file in files})
+    assert "model.onnx" in outputs[0]
+    assert outputs[0] == outputs[1]

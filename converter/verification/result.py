@@ -204,6 +204,16 @@ class Verification:
             "remarks": list(self.remarks),
         }
 
+    def kept(self) -> dict[str, Any]:
+        """What is worth keeping beside the artifact: no curves, and no names of places, so that
+        the same conversion writes the same bytes anywhere."""
+        document = self.to_json()
+        for name in ("original", "artifact", "layers"):
+            del document[name]
+        for probe in document["probes"]:
+            del probe["by_position"]
+        return document
+
 
 def _plain(value: Any) -> Any:
     """Plain JSON: no NaN and no infinity, and no more digits than mean something."""

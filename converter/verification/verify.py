@@ -84,6 +84,7 @@ def verify(
     say = progress or silent
     _require_readable(original)
     require_same_sizes(original, artifact)
+    told = route is not None or "route" in (artifact.source.provenance or {})
     route = route or between(original, artifact)
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, first_divergence=None,
@@ -91,7 +92,7 @@ def verify(
         original=original.source.given, artifact=artifact.source.given,
     )  # fmt: skip
     if "weights" in checks:
-        result = _with_weights(result, route, artifact, say)
+        result = _with_weights(result, route, artifact, told, say)
     if "function" in checks:
         if probes is None:
             probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
@@ -105,9 +106,12 @@ def verify(
 
 
 def _with_weights(
-    result: Verification, route: Route, artifact: Checkpoint, say: Progress
+    result: Verification, route: Route, artifact: Checkpoint, told: bool, say: Progress
 ) -> Verification:
-    """The artifact's weights, and those of the graph beside it where it has weights of its own."""
+    """The artifact's weights, and those of the graph beside it where it has weights of its own.
+
+    `told`: the route is known, and not only a guess.
+    """
     known = [artifact]
     graph = None if artifact.graph else graph_beside(artifact)
     if graph is not None and not _shares(graph, artifact):
@@ -125,7 +129,7 @@ def _with_weights(
     if not checked:
         return replace(result, remarks=tuple(remarks))
     weights = joined(checked)
-    if weights.mismatches and "route" not in (artifact.source.provenance or {}):
+    if weights.mismatches and not told:
         weights = _explained(weights, route.source, artifact, say)
     problems = _weight_problems(weights)
     if weights.explained:
