@@ -210,7 +210,7 @@ def convert(
         sidecar.cfg(route, plan)  # an activation that TL lacks is refused before a weight is read
     graph_alone = graph is not None and graph.weights != "shared" and not keep_weights
     if graph is not None:
-        graph.require_possible(plan.config)
+        graph.require_possible(plan.config, plan.nbytes)
     if dry_run:
         return Conversion(route, output, plan, False, None)
     if check:

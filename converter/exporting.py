@@ -63,16 +63,22 @@ class Graph:
             return {}
         return {"transformers.js_config": {"use_external_data_format": True}}
 
-    def require_possible(self, config: NeoConfig) -> None:
+    def require_possible(self, config: NeoConfig, nbytes: int) -> None:
         """Refuse what cannot be written before a weight is read.
 
+        Args:
+            nbytes: of all weights.
+
         Raises:
-            UsageError: a hook point that the model does not have.
+            UsageError: a hook point that the model does not have; too much to be inline.
             NotRepresentable: an activation that the graph cannot express.
         """
         from converter.onnx.graph import require_activation
         from converter.onnx.hooks import match
+        from converter.onnx.weights import require_inline
 
+        if self.weights == "inline":
+            require_inline(nbytes)
         match(self.hooks, config)
         require_activation(config.act_fn)
 
@@ -164,7 +170,7 @@ def add_graph(
             do="Name an OUTPUT directory; or share the weights that are there.",
         )
     path = source.directory / "model.onnx"
-    graph.require_possible(source.config)
+    graph.require_possible(source.config, sum(stored.nbytes for stored in source.stored.values()))
     if dry_run:
         locate(source, graph.weights, "")
         return Addition(source, path, None, None)

@@ -123,13 +123,22 @@ def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
         )
         end = start + place.nbytes
     weights = Weights(checkpoint, mode, False, places)
-    if mode == "inline" and weights.nbytes > INLINE_LIMIT:
+    if mode == "inline":
+        require_inline(weights.nbytes)
+    return weights
+
+
+def require_inline(nbytes: int) -> None:
+    """
+    Raises:
+        UsageError: so many bytes of weights do not fit into a graph's own file.
+    """
+    if nbytes > INLINE_LIMIT:
         raise UsageError(
-            f"The weights take {weights.nbytes:,} bytes; an ONNX file with inline weights ends at 2 GB.",
+            f"The weights take {nbytes:,} bytes; an ONNX file with inline weights ends at 2 GB.",
             where="--weights inline",
             do="Use --weights shared or external.",
         )
-    return weights
 
 
 def shareable(checkpoint: Checkpoint) -> bool:

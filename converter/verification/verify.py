@@ -92,7 +92,8 @@ def verify(
         original=original.source.given, artifact=artifact.source.given,
     )  # fmt: skip
     if "weights" in checks:
-        result = _with_weights(result, route, artifact, told, say)
+        graph = None if runtime == "torch" else graph_beside(artifact)
+        result = _with_weights(result, route, artifact, graph, told, say)
     if "function" in checks:
         if probes is None:
             probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
@@ -106,14 +107,18 @@ def verify(
 
 
 def _with_weights(
-    result: Verification, route: Route, artifact: Checkpoint, told: bool, say: Progress
+    result: Verification,
+    route: Route,
+    artifact: Checkpoint,
+    graph: Checkpoint | None,
+    told: bool,
+    say: Progress,
 ) -> Verification:
-    """The artifact's weights, and those of the graph beside it where it has weights of its own.
+    """The artifact's weights, and the graph's where it has weights of its own.
 
     `told`: the route is known, and not only a guess.
     """
     known = [artifact]
-    graph = None if artifact.graph else graph_beside(artifact)
     if graph is not None and not _shares(graph, artifact):
         known.append(graph)
     remarks: list[str] = list(result.remarks)
