@@ -29,7 +29,8 @@ def software(ran: RuntimeInfo) -> str:
     if ran.version in ran.what:
         return ran.what
     library = "" if ran.name == ran.what else f"{ran.name} "
-    return f"{ran.what} ({library}{ran.version}, {ran.device})"
+    tf32 = "" if ran.tf32 is None else f", TF32 {'on' if ran.tf32 else 'off'}"
+    return f"{ran.what} ({library}{ran.version}, {ran.device}{tf32})"
 
 
 def written(graph: ExportResult) -> str:

@@ -259,7 +259,9 @@ def _off(results: Sequence[ProbeResult]) -> list[str]:
 
 def info(runtime: Runtime, role: str) -> RuntimeInfo:
     version = runtime.version or installed(runtime.name)
-    return RuntimeInfo(runtime.name, runtime.what, version, str(runtime.device), role)
+    # exact_float32() for torch, use_tf32=0 for onnxruntime's provider
+    tf32 = False if runtime.device.type == "cuda" else None
+    return RuntimeInfo(runtime.name, runtime.what, version, str(runtime.device), role, tf32)
 
 
 def _release() -> None:

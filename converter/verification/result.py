@@ -27,6 +27,8 @@ class RuntimeInfo:
     device: str
     role: str
     """ "original" or "artifact"."""
+    tf32: bool | None = None
+    """Whether float32 products were computed in TF32; None: the device has no such thing."""
 
 
 @dataclass(frozen=True)
