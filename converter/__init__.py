@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from converter.exporting import Graph
     from converter.inspection import Inspection
     from converter.opening import open_artifact
-    from converter.verification import Verification, verify
     from converter.verification.loading import load_bridge, load_hooked
+    from converter.verification.result import Verification
+    from converter.verification.verify import verify
 
 _HOMES = {
     "Checkpoint": "checkpoint",

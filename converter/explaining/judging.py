@@ -30,8 +30,7 @@ from converter.layout import Unit
 from converter.processing import STEPS
 from converter.processing.fold_ln import NORMS
 from converter.progress import Progress, silent
-from converter.verification.weights import SIZES
-from converter.verification.weights import _differences as config_differences
+from converter.verification.weights import SIZES, config_differences
 
 ORDER = tuple(step.name for step in STEPS)
 _CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
@@ -89,7 +88,9 @@ def explain(
         read = _read(original, converted, compare, progress)
         if compare.coarse:  # met on the way: what came before is to be judged alike
             read = _read(original, converted, compare, progress)
-    reasons = [f"{name} differs in the configs" for name in config_differences(original, converted)]
+    # A scale of the scores is told by the weights: GPT-Neo has it in W_Q.
+    a, b = (replace(c.config, score_divisors=()) for c in (original, converted))
+    reasons = [f"{name} differs in the configs" for name in config_differences(a, b)]
     if original.config.n_ctx != converted.config.n_ctx:
         reasons.append(
             f"the converted model has {converted.config.n_ctx} positions,"

@@ -23,6 +23,11 @@ from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
 from converter.verification.runtimes import Runtime, exact_float32, open_runtime
 from converter.verification.subjects import Subject
 
+_SMALL = 1e10
+"""Multiply-adds that are over before anything clever pays."""
+_FEW = 64
+"""Positions up to which a probe is cheap for any model."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -68,14 +73,15 @@ def compare_function(
     Raises: see `converter.verification.verify`.
     """
     original, where = route.source, resolve_device(device)
-    with threads_for(cost(original.config, sum(probe.tokens.size for probe in probes))):
+    work = cost(original.config, sum(probe.tokens.size for probe in probes))
+    with threads_for(work):
         say("reference: float64")
         true = forward(original, probes, dtype=torch.float64, device=where)
         first = open_runtime(original, device)
         ran = [info(first, "original")]
         own = _run(first, true, [0.0] * len(probes), say, original=True)
         del first
-        _release()
+        _release(work)
         problems: list[str] = []
         results: list[ProbeResult] = []
         failed: tuple[Probe, Subject] | None = None
@@ -83,9 +89,11 @@ def compare_function(
         for subject in subjects:
             codes = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
             if codes not in standards:
-                standard, strange = _standard(route, subject.checkpoint, true, own, seed, say)
+                standard, noise = _standard(route, subject.checkpoint, true, own, seed, say)
                 if not standards:
-                    problems += _strange_original(own, strange, probes, ran[0], max_ratio)
+                    if standard.reference is not true:
+                        noise = _noise(original, true, seed)
+                    problems += _strange_original(own, noise, probes, ran[0], max_ratio)
                 standards[codes] = standard
                 problems += _changed_function(route, true, standard, max_ratio, say)
             standard = standards[codes]
@@ -105,7 +113,7 @@ def compare_function(
                     failed = failed or (probes[index], subject)
             problems += _off([r for r in results if r.runtime == ran[-1].what])
             del runtime
-            _release()
+            _release(work)
     return Comparison(tuple(ran), tuple(results), tuple(problems), failed)
 
 
@@ -114,7 +122,7 @@ def threads_for(work: float) -> Iterator[None]:
     """One thread for small models: on a busy machine, threads that wait for one another cost
     more than all the arithmetic."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if work < 1e10 else before)
+    torch.set_num_threads(1 if work < _SMALL else before)
     try:
         yield
     finally:
@@ -154,12 +162,14 @@ def _standard(
 
 def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
     """The weights as the artifact's dtype rounds them; None where it is no coarser than the
-    original's, so that all the rounding there is belongs to the judged error."""
+    original's, so that all the rounding there is belongs to the judged error. Weights that are
+    computed, not moved, are rounded by a 16-bit dtype even if it is the original's own."""
     original = route.source
 
     def rounds(key: str) -> bool:
         a, b = original.code(key), artifact.code(key)
-        return a != b and CODES[b].itemsize <= CODES[a].itemsize
+        computed = route.whole_units and CODES[b].itemsize < 4
+        return CODES[b].itemsize <= CODES[a].itemsize and (a != b or computed)
 
     absorbs = route.absorbs and bool(original.config.score_divisors)
     if not absorbs and not any(rounds(key) for key in original.stored):
@@ -170,8 +180,13 @@ def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
 def _changed_function(
     route: Route, true: Forward, standard: Standard, limit: float, say: Progress
 ) -> list[str]:
-    """Rounding would hide a fault of processing: without it, the function must be the same."""
-    if standard.reference is true or not route.whole_units:
+    """Rounding would hide a fault of processing: without it, the function must be the same.
+
+    But for undoing what was stored in 16 bits: the original that comes back is not what the
+    rounded file computes, and the difference is what storing that file had cost.
+    """
+    undone = route.name == "undoing" and CODES[route.source.dtype].itemsize < 4
+    if standard.reference is true or not route.whole_units or undone:
         return []
     say("processing: float64")
     device = true.final[0].device
@@ -189,19 +204,28 @@ def _changed_function(
 def _noise(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
     """For each probe, our own float32 runs with jittered embeddings, against the reference."""
     probes = reference.probes
-    runs = 4 if sum(cost(source.config, p.tokens.size) for p in probes) < AFFORDABLE / 10 else 2
-    many = [probe for _ in range(runs) for probe in probes]
-    results = []
+    total = sum(cost(source.config, p.tokens.size) for p in probes)
+    draws = [_draws(probe, total) for probe in probes]
+    many = [probe for probe, count in zip(probes, draws, strict=True) for _ in range(count)]
+    results, first = [], 0
     with exact_float32():
         jittered = forward(
             source, many, dtype=torch.float32,
             device=reference.final[0].device, jitter=[seed * 1000 + i for i in range(len(many))],
         )  # fmt: skip
-        for index in range(len(probes)):
-            copies = range(index, len(many), len(probes))
-            rows = [partial(jittered.at, copy) for copy in copies]
+        for index, count in enumerate(draws):
+            rows = [partial(jittered.at, copy) for copy in range(first, first + count)]
             results.append(measure(reference, index, rows))
+            first += count
     return results
+
+
+def _draws(probe: Probe, total: float) -> int:
+    """Few positions say little of the noise, and cost little: they are drawn more often.
+    `total`: what running all probes once costs."""
+    if probe.tokens.size <= _FEW:
+        return 8
+    return 4 if total < AFFORDABLE / 10 else 2
 
 
 def _run(
@@ -264,7 +288,10 @@ def info(runtime: Runtime, role: str) -> RuntimeInfo:
     return RuntimeInfo(runtime.name, runtime.what, version, str(runtime.device), role, tf32)
 
 
-def _release() -> None:
-    gc.collect()
+def _release(work: float) -> None:
+    """Give a model's memory back before the next is loaded. (Small ones can wait: collecting
+    takes longer than running them.)"""
+    if work >= _SMALL:
+        gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

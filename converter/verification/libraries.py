@@ -188,14 +188,19 @@ def bridge_model(
         bridge.load_state_dict(state, strict=True)
         bridge.to(device)
         held = bridge.state_dict()
-        wrong = [n for n, t in state.items() if not torch.equal(held[n].cpu(), t.to(dtype))]
-    if wrong and not all(bool(state[name].isnan().any()) for name in wrong):
+        wrong = [n for n, t in state.items() if not _equal(held[n].cpu(), t.to(dtype))]
+    if wrong:
         raise TensorMismatch(
             f"TransformerBridge does not hold the weights loaded into it: {', '.join(wrong[:4])}.",
             where=str(checkpoint.source.path),
             do='Embedding and head differ: config.json must say "tie_word_embeddings": false.',
         )
     return bridge.eval()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """As torch.equal, but that NaN is NaN."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:

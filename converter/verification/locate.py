@@ -7,7 +7,6 @@ their mean, which no LayerNorm sees, and by nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ def layers_of(route: Route, subject: Subject, probe: Probe, seed: int = 0) -> La
     The stream is the one inside the software that runs the artifact, or where that does not show
     it, our own forward's of the artifact's weights.
     """
-    probe = replace(probe, prefill=None)
     artifact = subject.checkpoint
     with threads_for(cost(artifact.config, probe.tokens.size)):
         source = rounding(route, artifact) or route.source

@@ -67,22 +67,25 @@ class OnnxRuntime(Runtime):
         return POSITIONS in self.session.inputs or (probe.mask is None and not probe.start)
 
     def logits(self, probe: Probe) -> Tensor:
-        found = self._run(probe, (LOGITS,)) if probe.prefill is None else self._stepwise(probe)
-        return torch.from_numpy(found[LOGITS].astype(np.float32, copy=False)).to(self.device)
+        found = self._run(self.session, probe, (LOGITS,))[LOGITS]
+        return torch.from_numpy(found.astype(np.float32, copy=False)).to(self.device)
 
-    def _run(self, probe: Probe, wanted: tuple[str, ...]) -> dict[str, Array]:
-        return self.session(probe.tokens, probe.mask, start=probe.start, wanted=wanted)
-
-    def _stepwise(self, probe: Probe) -> dict[str, Array]:
-        """A prefill, then one token at a time, each step fed the cache of the one before."""
+    def _run(self, session: Session, probe: Probe, wanted: tuple[str, ...]) -> dict[str, Array]:
+        """The wanted outputs, each [batch, pos, …]."""
+        batch, length = probe.tokens.shape
+        if probe.prefill is None:
+            found = session(probe.tokens, probe.mask, start=probe.start, wanted=wanted)
+            return {name: found[name].reshape(batch, length, -1) for name in wanted}
+        # A prefill, then one token at a time, each step fed the cache of the one before.
         mask = np.ones_like(probe.tokens, bool) if probe.mask is None else probe.mask
-        length, pieces = probe.tokens.shape[1], []
+        pieces: dict[str, list[Array]] = {name: [] for name in wanted}
         outputs: dict[str, Array] = {}
-        ends = [*range(probe.prefill or 1, length), length]
+        ends = [*range(probe.prefill, length), length]
         for begin, end in zip([0, *ends], ends, strict=False):
-            outputs = self.session(probe.tokens[:, begin:end], mask[:, :end], past_of(outputs))
-            pieces.append(outputs[LOGITS])
-        return {LOGITS: np.concatenate(pieces, axis=1)}
+            outputs = session(probe.tokens[:, begin:end], mask[:, :end], past_of(outputs))
+            for name in wanted:
+                pieces[name].append(outputs[name].reshape(batch, end - begin, -1))
+        return {name: np.concatenate(parts, axis=1) for name, parts in pieces.items()}
 
     def streams(self, probe: Probe) -> dict[str, Tensor]:
         """Of a graph that neoconvert wrote; others do not say where their residual stream is."""
@@ -95,7 +98,6 @@ class OnnxRuntime(Runtime):
         values = {unit: value for unit, value in named.items() if value in there}
         if not values:
             return {}
-        self.session = _session(self.checkpoint, self.device, tuple(values.values()))
-        found = self._run(probe, tuple(values.values()))
-        shape = (*probe.tokens.shape, self.checkpoint.config.d_model)
-        return {unit: torch.from_numpy(found[v]).view(shape) for unit, v in values.items()}
+        wanted = tuple(values.values())
+        found = self._run(_session(self.checkpoint, self.device, wanted), probe, wanted)
+        return {unit: torch.from_numpy(found[value]) for unit, value in values.items()}

@@ -197,6 +197,7 @@ class Verification:
                 "mismatched": list(weights.mismatched),
                 "mismatches": [dataclasses.asdict(m) for m in weights.mismatches],
                 "config": list(weights.config),
+                "nodes": list(weights.nodes),
                 "explained": None if weights.explained is None else list(weights.explained),
             },
             "first_divergence": None

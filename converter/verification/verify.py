@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from converter.checkpoint import Checkpoint
 from converter.errors import MissingTensor, UsageError
 from converter.progress import Progress, silent
@@ -161,7 +163,8 @@ def _explained(
         return check
     from converter.explaining import explain
 
-    found = explain(original, artifact, progress=say)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is what may be wrong
+        found = explain(original, artifact, progress=say)
     left = tuple(m for m in check.mismatches if {m.key, m.tensor} & set(found.unexplained))
     if not found.steps or found.cast or not (left or found.verdict == "same-function"):
         return check
@@ -237,12 +240,22 @@ def _weight_problems(check: WeightCheck) -> list[str]:
             f"{len(check.mismatches)} of {check.compared} tensors differ,"
             f" first {first.tensor} ({first.unit})."
         )
+    if check.nodes:
+        problems.append(
+            f"{len(check.nodes)} node(s) of the graph are not what its config makes them,"
+            f" first {check.nodes[0]}."
+        )
     if check.config:
         problems.append(f"The config differs in {', '.join(check.config)}.")
     return problems
 
 
 def _first(check: WeightCheck) -> Divergence | None:
-    if not check.mismatches:
-        return None
-    return Divergence(check.mismatches[0].unit, check.mismatches[0].tensor)
+    if check.mismatches:
+        return Divergence(check.mismatches[0].unit, check.mismatches[0].tensor)
+    if check.nodes:
+        from converter.onnx.structure import unit_of
+
+        unit = unit_of(check.nodes[0])
+        return Divergence(unit, None) if unit else None
+    return None

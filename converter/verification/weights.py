@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter.checkpoint import HEAD, Checkpoint
+from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.dtypes import same_bits
 from converter.errors import TensorMismatch
 from converter.progress import Progress, silent
@@ -36,6 +36,8 @@ class WeightCheck:
     mismatches: tuple[Mismatch, ...]
     config: tuple[str, ...] = ()
     """Fields of the config that mean something else in the artifact."""
+    nodes: tuple[str, ...] = ()
+    """Nodes of an ONNX graph that are not what its config makes them."""
     explained: tuple[str, ...] | None = None
     """Where the artifact does not say how it was made: the steps that, as its weights themselves
     show, separate it from the original, and beside which nothing differs beyond rounding."""
@@ -46,7 +48,7 @@ class WeightCheck:
 
     @property
     def passed(self) -> bool:
-        return self.compared > 0 and not self.mismatches and not self.config
+        return self.compared > 0 and not (self.mismatches or self.config or self.nodes)
 
 
 def joined(checks: Sequence[WeightCheck]) -> WeightCheck:
@@ -55,6 +57,7 @@ def joined(checks: Sequence[WeightCheck]) -> WeightCheck:
         sum(check.compared for check in checks),
         tuple(m for check in checks for m in check.mismatches),
         tuple(dict.fromkeys(name for check in checks for name in check.config)),
+        tuple(name for check in checks for name in check.nodes),
     )
 
 
@@ -86,6 +89,11 @@ def compare_weights(
     """
     original = route.source
     require_same_sizes(original, artifact)
+    nodes: tuple[str, ...] = ()
+    if artifact.graph is not None:
+        from converter.onnx.structure import differing_nodes, written_here
+
+        nodes = tuple(differing_nodes(artifact)) if written_here(artifact) else ()
     made = Expected(route, {key: artifact.code(key) for key in artifact.slots})
     mismatches = []
     compared = done = 0
@@ -105,12 +113,12 @@ def compare_weights(
         bitwise = key in artifact.stored or key == HEAD
         if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):
             mismatches.append(Mismatch(slot.place, key, slot.name or key))
-    return WeightCheck(compared, tuple(mismatches), _differences(original, artifact))
+    config = config_differences(route.target_config, artifact.config)
+    return WeightCheck(compared, tuple(mismatches), config, nodes=nodes)
 
 
-def _differences(original: Checkpoint, artifact: Checkpoint) -> tuple[str, ...]:
+def config_differences(a: NeoConfig, b: NeoConfig) -> tuple[str, ...]:
     """Config fields, beyond the sizes, by which the two compute different functions."""
-    a, b = original.config, artifact.config
     reach = [
         tuple(min(c.window_size, c.n_ctx) if t == "local" else c.n_ctx for t in c.attn_types)
         for c in (a, b)
@@ -120,5 +128,6 @@ def _differences(original: Checkpoint, artifact: Checkpoint) -> tuple[str, ...]:
         "window_size": a.attn_types == b.attn_types and reach[0] != reach[1],
         "act_fn": a.act_fn != b.act_fn,
         "eps": a.eps != b.eps,
+        "attn_scale": a.score_divisors != b.score_divisors,
     }
     return tuple(name for name, different in differ.items() if different)
