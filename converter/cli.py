@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -22,11 +22,7 @@ from converter.cli_options import (
     reporting,
     verifying,
 )
-from converter.errors import UsageError, VerificationFailed
-
-if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint
-    from converter.exporting import Graph
+from converter.cli_running import conversion, opened, report_to
 
 EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input, 4 this machine cannot do what was asked for."
 
@@ -40,69 +36,6 @@ def main() -> None:
     Every conversion is verified before it is published: each tensor bit for bit, and the
     model's log-probabilities in the software that will run it.
     """
-
-
-def _open(
-    source: str, revision: str | None = None, cfg: Path | None = None, allow_pickle: bool = False
-) -> Checkpoint:
-    from converter.checkpoint import open_checkpoint
-
-    return open_checkpoint(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
-
-
-def _convert(direction: str, source: str, output: Path | None, display: Any, **options: Any) -> Any:
-    from converter import convert
-
-    opened = _open(source, *(options.pop(name) for name in ("revision", "cfg", "allow_pickle")))
-    dtype, report = options.pop("dtype"), options.pop("report")
-    asked = options.pop("formats", ("onnx",))
-    options["graph"] = _graph(asked, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))  # fmt: skip
-    if "safetensors" in asked:
-        options["keep_weights"] = True
-    if report and not options["check"]:
-        raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip
-    try:
-        with display.progress() as progress:
-            done = getattr(convert, direction)(
-                opened, output, dtype=None if dtype == "keep" else dtype, progress=progress,
-                layers=report is not None, **options,
-            )  # fmt: skip
-    except VerificationFailed as error:
-        _report(report, error.details.get("verification"), None, display)
-        raise
-    display.conversion(done)
-    document = done.to_json()
-    _report(report, document["verification"], document["output"], display)
-    return document, 0
-
-
-def _graph(
-    asked: tuple[str, ...], weights: Any, no_past: bool, hooks: tuple[str, ...], client: str | None
-) -> Graph | None:
-    from converter.exporting import Graph
-
-    if "onnx" in asked:
-        return Graph.of(weights, not no_past, hooks, client)
-    given = {"--weights": weights, "--no-past": no_past, "--hook": hooks, "--for": client}
-    if names := [name for name, value in given.items() if value]:
-        raise UsageError(
-            f"{names[0]} says what an ONNX graph is like, and none was asked for.",
-            where=names[0],
-            do="Add --format onnx.",
-        )
-    return None
-
-
-def _report(path: Path | None, verification: Any, artifact: str | None, display: Any) -> None:
-    if path is None or verification is None:
-        return
-    from converter.checkpoint.source import provenance_of
-    from converter.verification.report import write_report
-
-    title = f"neoconvert {click.get_current_context().info_name}"
-    provenance = provenance_of(Path(artifact)) if artifact else None
-    write_report(verification, path, title=title, provenance=provenance)
-    display.say(f"  report: {path}")
 
 
 @main.command("hf-to-tl")
@@ -131,7 +64,7 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
     neoconvert hf-to-tl my-finetune/ my-finetune-bridge --layout bridge
     neoconvert hf-to-tl my-finetune/ my-processed --process default --ledger exact
     """
-    return _convert("hf_to_tl", source, output, **options)
+    return conversion("hf_to_tl", source, output, **options)
 
 
 @main.command("bake")
@@ -154,7 +87,7 @@ def bake(source: str, output: Path, **options: Any) -> Any:
     \b
     neoconvert bake EleutherAI/gpt-neo-125m neo-125m-processed
     """
-    return _convert("bake", source, output, **options)
+    return conversion("bake", source, output, **options)
 
 
 @main.command("tl-to-hf")
@@ -185,7 +118,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
     neoconvert tl-to-hf my-processed my-model --reverse exact
     neoconvert tl-to-hf model.pt model-hf --cfg cfg.json --allow-pickle
     """
-    return _convert("tl_to_hf", source, output, **options)
+    return conversion("tl_to_hf", source, output, **options)
 
 
 @main.command("export-onnx")
@@ -209,7 +142,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
     neoconvert export-onnx my-model --hook 'blocks.*.hook_resid_post'
     neoconvert export-onnx my-model my-model-js --for transformers-js
     """
-    return _convert("export_onnx", source, output, **options)
+    return conversion("export_onnx", source, output, **options)
 
 
 @main.command("verify")
@@ -272,7 +205,7 @@ def verify(
         result = run(first, second, progress=progress, layers=report is not None, **options)
     display.verification(result)
     document = result.to_json()
-    _report(report, document, artifact, display)
+    report_to(report, document, artifact, display)
     return document, 0 if result.passed else 1
 
 
@@ -299,8 +232,8 @@ def explain(
     """
     from converter.explaining import explain as run
 
-    first = _open(original, revision, cfg, allow_pickle)
-    second = _open(converted, allow_pickle=allow_pickle)
+    first = opened(original, revision, cfg, allow_pickle)
+    second = opened(converted, allow_pickle=allow_pickle)
     with display.progress() as progress:
         result = run(first, second, progress=progress)
     display.explanation(result)

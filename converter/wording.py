@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ def by_block(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str]]:
         yield name.replace("{}", spans if spans.isdigit() else f"{{{spans}}}"), dtype, shape
 
 
-def runs(layers: list[int]) -> str:
+def runs(layers: Sequence[int]) -> str:
     """[0, 1, 2, 5] -> "0-2,5"."""
     parts: list[list[int]] = []
     for layer in layers:

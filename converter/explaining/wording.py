@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.dtypes import NAMES
+from converter.wording import runs
 
 if TYPE_CHECKING:
     from converter.explaining.explanation import Explanation, TensorFact
@@ -109,17 +110,6 @@ def collapsed(facts: Sequence[TensorFact]) -> list[TensorFact]:
             )
         )
     return result
-
-
-def runs(layers: Sequence[int]) -> str:
-    """[0, 1, 2, 5] -> "0-2,5"."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
 def headline(found: Explanation) -> list[str]:

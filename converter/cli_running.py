@@ -1,0 +1,81 @@
+"""What the commands do once their options are parsed: open, convert, show, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.errors import UsageError, VerificationFailed
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
+    from converter.exporting import Graph
+
+
+def opened(
+    source: str, revision: str | None = None, cfg: Path | None = None, allow_pickle: bool = False
+) -> Checkpoint:
+    from converter.checkpoint import open_checkpoint
+
+    return open_checkpoint(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
+
+
+def conversion(
+    direction: str, source: str, output: Path | None, display: Any, **options: Any
+) -> Any:
+    from converter import convert
+
+    source_checkpoint = opened(
+        source, *(options.pop(name) for name in ("revision", "cfg", "allow_pickle"))
+    )
+    dtype, report = options.pop("dtype"), options.pop("report")
+    asked = options.pop("formats", ("onnx",))
+    options["graph"] = _graph(asked, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))  # fmt: skip
+    if "safetensors" in asked:
+        options["keep_weights"] = True
+    if report and not options["check"]:
+        raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip
+    try:
+        with display.progress() as progress:
+            done = getattr(convert, direction)(
+                source_checkpoint, output, dtype=None if dtype == "keep" else dtype, progress=progress,
+                layers=report is not None, **options,
+            )  # fmt: skip
+    except VerificationFailed as error:
+        report_to(report, error.details.get("verification"), None, display)
+        raise
+    display.conversion(done)
+    document = done.to_json()
+    report_to(report, document["verification"], document["output"], display)
+    return document, 0
+
+
+def _graph(
+    asked: tuple[str, ...], weights: Any, no_past: bool, hooks: tuple[str, ...], client: str | None
+) -> Graph | None:
+    from converter.exporting import Graph
+
+    if "onnx" in asked:
+        return Graph.of(weights, not no_past, hooks, client)
+    given = {"--weights": weights, "--no-past": no_past, "--hook": hooks, "--for": client}
+    if names := [name for name, value in given.items() if value]:
+        raise UsageError(
+            f"{names[0]} says what an ONNX graph is like, and none was asked for.",
+            where=names[0],
+            do="Add --format onnx.",
+        )
+    return None
+
+
+def report_to(path: Path | None, verification: Any, artifact: str | None, display: Any) -> None:
+    if path is None or verification is None:
+        return
+    from converter.checkpoint.source import provenance_of
+    from converter.verification.report import write_report
+
+    title = f"neoconvert {click.get_current_context().info_name}"
+    provenance = provenance_of(Path(artifact)) if artifact else None
+    write_report(verification, path, title=title, provenance=provenance)
+    display.say(f"  report: {path}")
