@@ -6,27 +6,23 @@ import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
-from converter.checkpoint import Checkpoint
-from converter.dtypes import CODES
-from converter.errors import BadInput, VerificationFailed
+from converter.errors import BadInput, NeoconvertError, VerificationFailed
 from converter.progress import Progress
-from converter.route import Expected, Route
-from converter.verification.judge import Errors, Floor, measure, pooled_floor
+from converter.route import Route
+from converter.verification.judge import Errors, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
-from converter.verification.probes import AFFORDABLE, Probe, cost
-from converter.verification.reference import Forward, Source, forward
+from converter.verification.probes import Probe, cost
+from converter.verification.reference import Forward, forward
 from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
-from converter.verification.runtimes import Runtime, exact_float32, open_runtime
+from converter.verification.runtimes import Runtime, open_runtime
+from converter.verification.standard import Standard, changed_function, noise_of, standard_for
 from converter.verification.subjects import Subject
 
 _SMALL = 1e10
 """Multiply-adds that are over before anything clever pays."""
-_FEW = 64
-"""Positions up to which a probe is cheap for any model."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +39,6 @@ class Comparison:
     def vacuous(self) -> bool:
         """No log-probability is finite in both, so that nothing could be compared."""
         return not any(result.compared for result in self.probes)
-
-
-@dataclass(frozen=True)
-class Standard:
-    """What artifacts of certain dtypes are held to."""
-
-    reference: Forward
-    """float64, of the weights as these dtypes round them."""
-    floors: Sequence[Floor]
-    honest: Sequence[Errors]
-    """A float32 run of the original for each probe: where NaN and infinity belong."""
-    costs: Sequence[Errors | None]
-    """What rounding alone does to each probe; None where nothing is rounded."""
 
 
 def compare_function(
@@ -89,13 +72,13 @@ def compare_function(
         for subject in subjects:
             codes = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
             if codes not in standards:
-                standard, noise = _standard(route, subject.checkpoint, true, own, seed, say)
+                standard, noise = standard_for(route, subject.checkpoint, true, own, seed, say)
                 if not standards:
                     if standard.reference is not true:
-                        noise = _noise(original, true, seed)
+                        noise = noise_of(original, true, seed)
                     problems += _strange_original(own, noise, probes, ran[0], max_ratio)
                 standards[codes] = standard
-                problems += _changed_function(route, true, standard, max_ratio, say)
+                problems += changed_function(route, true, standard, max_ratio, say)
             standard = standards[codes]
             runtime = _open(subject)
             ran.append(info(runtime, "artifact"))
@@ -136,98 +119,6 @@ def _open(subject: Subject) -> Runtime:
         raise VerificationFailed(error.what, where=error.where, do=error.do) from error
 
 
-def _standard(
-    route: Route,
-    artifact: Checkpoint,
-    true: Forward,
-    own: Sequence[Errors | None],
-    seed: int,
-    say: Progress,
-) -> tuple[Standard, list[list[Errors]]]:
-    """What this artifact is held to, and the noise that went into it."""
-    probes, device = true.probes, true.final[0].device
-    rounded, reference = rounding(route, artifact), true
-    costs: list[Errors | None] = [None] * len(probes)
-    if rounded is not None:
-        say("reference: float64, weights rounded")
-        reference = forward(rounded, probes, dtype=torch.float64, device=device)
-        pairs = (partial(reference.at, index) for index in range(len(probes)))
-        costs = [measure(true, index, [rows])[0] for index, rows in enumerate(pairs)]
-    say("noise floor")
-    noise = _noise(rounded or route.source, reference, seed)
-    draws = [[*([run] if run else []), *more] for run, more in zip(own, noise, strict=True)]
-    floors = [pooled_floor(runs) for runs in draws]
-    return Standard(reference, floors, [runs[0] for runs in draws], costs), noise
-
-
-def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
-    """The weights as the artifact's dtype rounds them; None where it is no coarser than the
-    original's, so that all the rounding there is belongs to the judged error. Weights that are
-    computed, not moved, are rounded by a 16-bit dtype even if it is the original's own."""
-    original = route.source
-
-    def rounds(key: str) -> bool:
-        a, b = original.code(key), artifact.code(key)
-        computed = route.whole_units and CODES[b].itemsize < 4
-        return CODES[b].itemsize <= CODES[a].itemsize and (a != b or computed)
-
-    absorbs = route.absorbs and bool(original.config.score_divisors)
-    if not absorbs and not any(rounds(key) for key in original.stored):
-        return None
-    return Expected(route, {key: artifact.code(key) for key in artifact.slots})
-
-
-def _changed_function(
-    route: Route, true: Forward, standard: Standard, limit: float, say: Progress
-) -> list[str]:
-    """Rounding would hide a fault of processing: without it, the function must be the same.
-
-    But for undoing what was stored in 16 bits: the original that comes back is not what the
-    rounded file computes, and the difference is what storing that file had cost.
-    """
-    undone = route.name == "undoing" and CODES[route.source.dtype].itemsize < 4
-    if standard.reference is true or not route.whole_units or undone:
-        return []
-    say("processing: float64")
-    device = true.final[0].device
-    made = forward(Expected(route, "F64"), true.probes, dtype=torch.float64, device=device)
-    for index, (probe, floor) in enumerate(zip(true.probes, standard.floors, strict=True)):
-        ratio = measure(true, index, [partial(made.at, index)])[0].ratio(floor)
-        if not ratio <= limit:
-            return [
-                f"Before rounding, the processed weights compute another function (probe"
-                f" {probe.name!r}, {ratio:.3g} times float32's own noise)."
-            ]
-    return []
-
-
-def _noise(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
-    """For each probe, our own float32 runs with jittered embeddings, against the reference."""
-    probes = reference.probes
-    total = sum(cost(source.config, p.tokens.size) for p in probes)
-    draws = [_draws(probe, total) for probe in probes]
-    many = [probe for probe, count in zip(probes, draws, strict=True) for _ in range(count)]
-    results, first = [], 0
-    with exact_float32():
-        jittered = forward(
-            source, many, dtype=torch.float32,
-            device=reference.final[0].device, jitter=[seed * 1000 + i for i in range(len(many))],
-        )  # fmt: skip
-        for index, count in enumerate(draws):
-            rows = [partial(jittered.at, copy) for copy in range(first, first + count)]
-            results.append(measure(reference, index, rows))
-            first += count
-    return results
-
-
-def _draws(probe: Probe, total: float) -> int:
-    """Few positions say little of the noise, and cost little: they are drawn more often.
-    `total`: what running all probes once costs."""
-    if probe.tokens.size <= _FEW:
-        return 8
-    return 4 if total < AFFORDABLE / 10 else 2
-
-
 def _run(
     runtime: Runtime,
     reference: Forward,
@@ -246,8 +137,24 @@ def _run(
             results.append(None)
             continue
         say(f"{runtime.what}: {probe.name}")
-        results += measure(reference, index, [runtime.logits(probe)], margin=margin)
+        try:
+            logits = runtime.logits(probe)
+        except (NeoconvertError, MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # of any library that runs what a file tells it to
+            raise _stopped(runtime, probe, error, original) from error
+        results += measure(reference, index, [logits], margin=margin)
     return results
+
+
+def _stopped(
+    runtime: Runtime, probe: Probe, error: Exception, original: bool
+) -> BadInput | VerificationFailed:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    what = f"{runtime.what} cannot run the {'original' if original else 'artifact'}: {reason[:200]}"
+    kind = BadInput if original else VerificationFailed
+    do = "Convert or export it again; its config or graph does not fit its weights."
+    return kind(what, where=f"probe {probe.name!r}, tokens {list(probe.tokens.shape)}", do=do)
 
 
 def _strange_original(

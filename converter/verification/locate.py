@@ -15,12 +15,13 @@ from torch import Tensor
 from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.route import Expected, Route
-from converter.verification.function import rounding, threads_for
+from converter.verification.function import threads_for
 from converter.verification.judge import ULP
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import Source, forward
 from converter.verification.result import Divergence, Layers, UnitError
 from converter.verification.runtimes import exact_float32
+from converter.verification.standard import rounding
 from converter.verification.subjects import Subject
 
 _DRAWS = 4

@@ -14,7 +14,7 @@ import pytest
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.errors import BadInput, ConfigError, MissingTensor
+from converter.errors import BadInput, ConfigError, MissingTensor, VerificationFailed
 from converter.onnx import export
 from converter.onnx.opening import CONFIG, open_graph
 from converter.verification import verify
@@ -141,3 +141,17 @@ def test_metadata_that_makes_no_sense(tiny: Checkpoint, lie: dict[str, Any]) -> 
 
     with pytest.raises(BadInput):
         open_graph(edited(export(tiny).path, change))
+
+
+def test_a_graph_that_cannot_run_fails(tiny: Checkpoint) -> None:
+    """Sound as a graph, but it reshapes to a size that never fits."""
+
+    def misshape(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == "embed/Reshape")
+        wrong = onnx.numpy_helper.from_array(np.array([3, tiny.config.d_model]), "wrong")
+        model.graph.initializer.append(wrong)
+        node.input[1] = "wrong"
+
+    graph = open_graph(edited(export(tiny).path, misshape))
+    with pytest.raises(VerificationFailed, match="onnxruntime cannot run the artifact"):
+        verify(tiny, graph, checks=["function"])

@@ -1,0 +1,126 @@
+"""What an artifact is held to: the float64 reference of its rounded weights, and the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from converter.checkpoint import Checkpoint
+from converter.dtypes import CODES
+from converter.progress import Progress
+from converter.route import Expected, Route
+from converter.verification.judge import Errors, Floor, measure, pooled_floor
+from converter.verification.probes import AFFORDABLE, Probe, cost
+from converter.verification.reference import Forward, Source, forward
+from converter.verification.runtimes import exact_float32
+
+_FEW = 64
+"""Positions up to which a probe is cheap for any model."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What artifacts of certain dtypes are held to."""
+
+    reference: Forward
+    """float64, of the weights as these dtypes round them."""
+    floors: Sequence[Floor]
+    honest: Sequence[Errors]
+    """A float32 run of the original for each probe: where NaN and infinity belong."""
+    costs: Sequence[Errors | None]
+    """What rounding alone does to each probe; None where nothing is rounded."""
+
+
+def standard_for(
+    route: Route,
+    artifact: Checkpoint,
+    true: Forward,
+    own: Sequence[Errors | None],
+    seed: int,
+    say: Progress,
+) -> tuple[Standard, list[list[Errors]]]:
+    """What this artifact is held to, and the noise that went into it."""
+    probes, device = true.probes, true.final[0].device
+    rounded, reference = rounding(route, artifact), true
+    costs: list[Errors | None] = [None] * len(probes)
+    if rounded is not None:
+        say("reference: float64, weights rounded")
+        reference = forward(rounded, probes, dtype=torch.float64, device=device)
+        pairs = (partial(reference.at, index) for index in range(len(probes)))
+        costs = [measure(true, index, [rows])[0] for index, rows in enumerate(pairs)]
+    say("noise floor")
+    noise = noise_of(rounded or route.source, reference, seed)
+    draws = [[*([run] if run else []), *more] for run, more in zip(own, noise, strict=True)]
+    floors = [pooled_floor(runs) for runs in draws]
+    return Standard(reference, floors, [runs[0] for runs in draws], costs), noise
+
+
+def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
+    """The weights as the artifact's dtype rounds them; None where it is no coarser than the
+    original's, so that all the rounding there is belongs to the judged error. Weights that are
+    computed, not moved, are rounded by a 16-bit dtype even if it is the original's own."""
+    original = route.source
+
+    def rounds(key: str) -> bool:
+        a, b = original.code(key), artifact.code(key)
+        computed = route.whole_units and CODES[b].itemsize < 4
+        return CODES[b].itemsize <= CODES[a].itemsize and (a != b or computed)
+
+    absorbs = route.absorbs and bool(original.config.score_divisors)
+    if not absorbs and not any(rounds(key) for key in original.stored):
+        return None
+    return Expected(route, {key: artifact.code(key) for key in artifact.slots})
+
+
+def changed_function(
+    route: Route, true: Forward, standard: Standard, limit: float, say: Progress
+) -> list[str]:
+    """Rounding would hide a fault of processing: without it, the function must be the same.
+
+    But for undoing what was stored in 16 bits: the original that comes back is not what the
+    rounded file computes, and the difference is what storing that file had cost.
+    """
+    undone = route.name == "undoing" and CODES[route.source.dtype].itemsize < 4
+    if standard.reference is true or not route.whole_units or undone:
+        return []
+    say("processing: float64")
+    device = true.final[0].device
+    made = forward(Expected(route, "F64"), true.probes, dtype=torch.float64, device=device)
+    for index, (probe, floor) in enumerate(zip(true.probes, standard.floors, strict=True)):
+        ratio = measure(true, index, [partial(made.at, index)])[0].ratio(floor)
+        if not ratio <= limit:
+            return [
+                f"Before rounding, the processed weights compute another function (probe"
+                f" {probe.name!r}, {ratio:.3g} times float32's own noise)."
+            ]
+    return []
+
+
+def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
+    """For each probe, our own float32 runs with jittered embeddings, against the reference."""
+    probes = reference.probes
+    total = sum(cost(source.config, p.tokens.size) for p in probes)
+    draws = [_draws(probe, total) for probe in probes]
+    many = [probe for probe, count in zip(probes, draws, strict=True) for _ in range(count)]
+    results, first = [], 0
+    with exact_float32():
+        jittered = forward(
+            source, many, dtype=torch.float32,
+            device=reference.final[0].device, jitter=[seed * 1000 + i for i in range(len(many))],
+        )  # fmt: skip
+        for index, count in enumerate(draws):
+            rows = [partial(jittered.at, copy) for copy in range(first, first + count)]
+            results.append(measure(reference, index, rows))
+            first += count
+    return results
+
+
+def _draws(probe: Probe, total: float) -> int:
+    """Few positions say little of the noise, and cost little: they are drawn more often.
+    `total`: what running all probes once costs."""
+    if probe.tokens.size <= _FEW:
+        return 8
+    return 4 if total < AFFORDABLE / 10 else 2
