@@ -130,6 +130,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for layout in ("hooked", "bridge"):
         assert f"HF → {layout} → HF: all 56 tensors returned, bit for bit" in result.stdout
     assert "load_hooked" in result.stdout
+    assert (tmp_path / "neoconvert-demo/hf-from-hooked/model.onnx").stat().st_size < 100_000
     assert same(read_all(tmp_path / "neoconvert-demo/hf-from-hooked"), read_all(MODEL))
 
 

@@ -1,4 +1,4 @@
-"""`neoconvert demo`: HF -> TL -> HF in both TL layouts, every byte compared."""
+"""`neoconvert demo`: HF -> TL -> HF in both TL layouts, every byte compared; then ONNX beside it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.convert import hf_to_tl, tl_to_hf
+from converter.convert import export_onnx, hf_to_tl, tl_to_hf
 from converter.demo import MODEL
 from converter.display import Display
 from converter.dtypes import same_bits
@@ -26,6 +26,10 @@ LOAD = """\
   [dim]# transformers, and TransformerBridge.boot_transformers(...), open the HF directory[/]
   from transformers import AutoModelForCausalLM
   model = AutoModelForCausalLM.from_pretrained("{hf}")
+
+  [dim]# onnxruntime, optimum and transformers.js open the same directory[/]
+  import onnxruntime
+  session = onnxruntime.InferenceSession("{hf}/model.onnx")
 """
 
 
@@ -60,13 +64,17 @@ def run(output: Path, display: Display) -> tuple[dict[str, Any], int]:
             "tensors": n,
             "differing": differing,
         }
+    with display.progress() as progress:
+        added = export_onnx(output / "hf-from-hooked", progress=progress)
+    display.conversion(added)
+    display.say()
     display.say(
         LOAD.format(
             hooked=output / "hooked", bridge=output / "bridge", hf=output / "hf-from-hooked"
         )
     )
     failed = any(trip["differing"] for trip in trips.values())
-    return {"output": str(output), "round_trips": trips}, int(failed)
+    return {"output": str(output), "round_trips": trips, "onnx": added.to_json()}, int(failed)
 
 
 def differences(a: Checkpoint, b: Checkpoint) -> list[str]:
