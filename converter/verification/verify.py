@@ -137,14 +137,9 @@ def _with_weights(
         return replace(result, remarks=tuple(remarks))
     weights = joined(checked)
     if weights.mismatches and not told:
-        weights = _explained(weights, route.source, artifact, say)
+        weights, remark = _explained(weights, route.source, artifact, say)
+        remarks += remark
     problems = _weight_problems(weights)
-    if weights.explained:
-        remarks.append(
-            f"The artifact does not say how it was made. By its weights it is the original after"
-            f" {', '.join(weights.explained)}; nothing else differs"
-            + (", but for what is named above." if weights.mismatches else ", beyond rounding.")
-        )
     return replace(
         result,
         weights=weights,
@@ -156,19 +151,27 @@ def _with_weights(
 
 def _explained(
     check: WeightCheck, original: Checkpoint, artifact: Checkpoint, say: Progress
-) -> WeightCheck:
+) -> tuple[WeightCheck, list[str]]:
     """TransformerLens's own processing leaves no provenance, and not our bits: the steps that it
     took are found from the weights. What they do not account for stays a mismatch."""
     if not artifact.complete:
-        return check
+        return check, []
     from converter.explaining import explain
 
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is what may be wrong
         found = explain(original, artifact, progress=say)
     left = tuple(m for m in check.mismatches if {m.key, m.tensor} & set(found.unexplained))
     if not found.steps or found.cast or not (left or found.verdict == "same-function"):
-        return check
-    return replace(check, mismatches=left, explained=found.steps)
+        return check, []
+    done = [step for step in found.steps if step not in found.undone]
+    changes = ["after " + ", ".join(done)] if done else []
+    changes += ["without its " + ", ".join(found.undone)] if found.undone else []
+    remark = (
+        "The artifact does not say how it was made. By its weights it is the original"
+        f" {' and '.join(changes)}; nothing else differs"
+        + (", but for what is named above." if left else ", beyond rounding.")
+    )
+    return replace(check, mismatches=left, explained=found.steps), [remark]
 
 
 def _shares(graph: Checkpoint, artifact: Checkpoint) -> bool:
