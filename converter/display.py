@@ -131,6 +131,8 @@ class Display:
         )
 
     def verification(self, result: Verification) -> None:
+        if self.console.quiet and not result.passed:
+            self._failure(result)
         weights = result.weights
         if weights is not None:
             mark = "[green]✓[/]" if not weights.mismatched else "[red]✗[/]"
@@ -169,6 +171,13 @@ class Display:
             self.say(f"  they part at {part.unit}" + (f": {part.tensor}" if part.tensor else ""))
         verdict = "[bold green]verified[/]" if result.passed else "[bold red]NOT VERIFIED[/]"
         self.say(f"  {verdict}")
+
+    def _failure(self, result: Verification) -> None:
+        """What --quiet leaves of a failure: an exit code alone would help nobody."""
+        part = result.first_divergence
+        where = f" at {part.unit}" + (f", {part.tensor}" if part.tensor else "") if part else ""
+        lines = [f"Not verified: {result.artifact} departs from {result.original}{where}."]
+        print("\n".join([*lines, *result.problems]), file=sys.stderr)
 
     def _probes(self, result: Verification, ran: RuntimeInfo, probes: list[ProbeResult]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

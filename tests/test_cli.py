@@ -15,6 +15,7 @@ from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.demo import MODEL
 from tests.checkpoints import read_all, same
+from tests.models import random_hf, write_as
 
 
 def _run(*arguments: object) -> Result:
@@ -85,6 +86,18 @@ def test_verify_catches_one_flipped_bit(check: str, converted: Path, tmp_path: P
     if check == "weights":
         assert document["weights"]["mismatched"] == [name]
         assert document["first_divergence"]["tensor"] == name
+
+
+def test_quiet_tells_a_failure(converted: Path, tmp_path: Path) -> None:
+    source = random_hf(tmp_path / "m")
+    spoilt = write_as(
+        open_checkpoint(source), tmp_path / "bad", "hf",
+        edit=lambda key, array: array * (1 + (key == "blocks.1.attn.b_O")),
+    )  # fmt: skip
+    result = _run("verify", source, spoilt, "--quiet", "--effort", "quick")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "block 1, transformer.h.1.attn.attention.out_proj.bias" in result.stderr
+    assert _run("verify", source, source, "--quiet", "--effort", "quick").output == ""
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
