@@ -22,7 +22,7 @@ from converter.cli_options import (
     reporting,
     verifying,
 )
-from converter.cli_running import conversion, opened, report_to
+from converter.cli_running import conversion, opened, report_to, require_report
 
 EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input, 4 this machine cannot do what was asked for."
 
@@ -160,7 +160,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 )
 @click.option(
     "--max-ratio",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     help="How many times float32's own noise ARTIFACT may be off. Default: 8.",
 )
 @click.option(
@@ -199,6 +199,7 @@ def verify(
     from converter.opening import open_artifact
     from converter.verification import verify as run
 
+    require_report(report)
     first = open_artifact(original, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
     second = open_artifact(artifact, allow_pickle=allow_pickle)
     with display.progress() as progress:

@@ -22,6 +22,22 @@ def opened(
     return open_checkpoint(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
 
 
+def require_report(path: Path | None) -> None:
+    """
+    Raises:
+        UsageError: a report cannot be written there; told before an hour's work, not after.
+    """
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        what = "There is something there that is no file."
+    elif not path.resolve().parent.is_dir():
+        what = "There is no such directory for the report."
+    else:
+        return
+    raise UsageError(what, where=f"--report {path}", do="Name a file in a directory that is there.")
+
+
 def conversion(
     direction: str, source: str, output: Path | None, display: Any, **options: Any
 ) -> Any:
@@ -31,6 +47,7 @@ def conversion(
         source, *(options.pop(name) for name in ("revision", "cfg", "allow_pickle"))
     )
     dtype, report = options.pop("dtype"), options.pop("report")
+    require_report(report)
     asked = options.pop("formats", ("onnx",))
     options["graph"] = _graph(asked, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))  # fmt: skip
     if "safetensors" in asked:
@@ -77,5 +94,5 @@ def report_to(path: Path | None, verification: Any, artifact: str | None, displa
 
     title = f"neoconvert {click.get_current_context().info_name}"
     provenance = provenance_of(Path(artifact)) if artifact else None
-    write_report(verification, path, title=title, provenance=provenance)
+    write_report(verification, path.resolve(), title=title, provenance=provenance)
     display.say(f"  report: {path}")

@@ -37,6 +37,8 @@ class Conversion:
     published: bool
     verification: Verification | None
     graph: ExportResult | None = None
+    graph_alone: bool = False
+    """The graph has the weights itself, and no weight file is beside it."""
 
     @property
     def source(self) -> Checkpoint:
@@ -54,7 +56,7 @@ class Conversion:
             "published": self.published,
             "tensors": len(self.plan.tensors),
             "bytes": self.plan.nbytes,
-            "shards": list(self.plan.shards),
+            "shards": [] if self.graph_alone else list(self.plan.shards),
             "dropped": list(self.plan.dropped),
             "invented": list(self.plan.invented),
             "onnx": facts(self.graph) if self.graph else None,
@@ -212,7 +214,7 @@ def convert(
     if graph is not None:
         graph.require_possible(plan.config, plan.nbytes)
     if dry_run:
-        return Conversion(route, output, plan, False, None)
+        return Conversion(route, output, plan, False, None, None, graph_alone)
     if check:
         # A device that is not here is told before an hour's work.
         resolve_device(verifying.get("device", "auto"))
@@ -226,7 +228,9 @@ def convert(
             book.save(stage, tied=source.tied, original_sha256=sha256.read)
         artifact, exported = open_checkpoint(stage), None
         if graph:
-            exported = graph.write(artifact, {"route": route.name, "steps": list(plan.steps)})
+            made = {"route": route.name, "steps": list(plan.steps)}
+            made["source_sha256"] = provenance.digest(sha256.read)
+            exported = graph.write(artifact, made)
         verification = None
         if check:
             verification = verify(source, artifact, route=route, progress=progress, **verifying)
@@ -245,4 +249,4 @@ def convert(
         )
     if exported:
         exported = exported.moved(stage, output)
-    return Conversion(route, output, plan, True, verification, exported)
+    return Conversion(route, output, plan, True, verification, exported, graph_alone)

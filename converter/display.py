@@ -74,10 +74,12 @@ class Display:
         if not done.published:
             self._plan(done)
             return
-        self.say(
-            f"[bold]{source.layout} → {plan.layout}[/]: {len(plan.tensors)} tensors,"
-            f" {size(plan.nbytes)} in {files(plan)} → [bold]{done.output}[/]"
+        what = (
+            f"{plan.layout}[/]: {len(plan.tensors)} tensors, {size(plan.nbytes)} in {files(plan)}"
         )
+        if done.graph_alone:
+            what = f"onnx[/]: {len(plan.tensors)} tensors, {size(plan.nbytes)}, in the graph"
+        self.say(f"[bold]{source.layout} → {what} → [bold]{done.output}[/]")
         for line in self._remarks(done):
             self.say(f"  {line}")
         if done.graph:
@@ -135,7 +137,7 @@ class Display:
             self._failure(result)
         weights = result.weights
         if weights is not None:
-            mark = "[green]✓[/]" if not weights.mismatched else "[red]✗[/]"
+            mark = "[green]✓[/]" if weights.passed else "[red]✗[/]"
             self.say(
                 f"  {mark} weights: {weights.compared - len(weights.mismatched)} of {weights.compared}"
                 + (

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from converter.checkpoint import Checkpoint, NeoConfig
-from converter.checkpoint.publish import adding
+from converter.checkpoint.publish import adding, require_free
 from converter.errors import UsageError, VerificationFailed
 from converter.progress import Progress
 from converter.routing import plain
@@ -172,6 +172,7 @@ def add_graph(
     path = source.directory / "model.onnx"
     graph.require_possible(source.config, sum(stored.nbytes for stored in source.stored.values()))
     if dry_run:
+        require_free(path, overwrite=overwrite)
         locate(source, graph.weights, "")
         return Addition(source, path, None, None)
     with adding(path, overwrite=overwrite) as stage:

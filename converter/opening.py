@@ -6,6 +6,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.source import holds_weights
+from converter.errors import SourceNotFound
 
 GRAPHS = ("model.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx")
 """Where a directory's graph is looked for: as optimum and as transformers.js keep it."""
@@ -26,6 +27,10 @@ def open_artifact(
     graph = path if path.suffix == ".onnx" else None
     if path.is_dir() and not holds_weights(path):
         graph = graph_in(path)
+    if graph is not None and not graph.is_file() and path.suffix == ".onnx":
+        raise SourceNotFound(
+            "There is no such ONNX file.", where=str(given), do="Check the name of the graph."
+        )
     if graph is not None and graph.is_file():
         from converter.onnx.opening import open_graph
 

@@ -88,7 +88,7 @@ def test_verify_catches_one_flipped_bit(check: str, converted: Path, tmp_path: P
         assert document["first_divergence"]["tensor"] == name
 
 
-def test_quiet_tells_a_failure(converted: Path, tmp_path: Path) -> None:
+def test_quiet_tells_a_failure(tmp_path: Path) -> None:
     source = random_hf(tmp_path / "m")
     spoilt = write_as(
         open_checkpoint(source), tmp_path / "bad", "hf",
@@ -98,6 +98,18 @@ def test_quiet_tells_a_failure(converted: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert "block 1, transformer.h.1.attn.attention.out_proj.bias" in result.stderr
     assert _run("verify", source, source, "--quiet", "--effort", "quick").output == ""
+
+
+def test_a_report_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    for path in (tmp_path / "no/such/r.html", tmp_path / "place", "/dev/null"):
+        for command in (["hf-to-tl", MODEL, tmp_path / "tl"], ["verify", MODEL, MODEL]):
+            result = _run(*command, "--report", path)
+            assert result.exit_code == 2, result.output
+    assert not (tmp_path / "tl").exists()
+    assert Path("/dev/null").is_char_device()
+    assert _run("verify", MODEL, MODEL, "--max-ratio", "inf").exit_code == 2
+    assert _run("verify", MODEL, MODEL, "--max-ratio", "nan").exit_code == 2
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ class Checkpoint:
     source: Source
     layout: Layout
     config: NeoConfig
-    slots: dict[str, Slot]
+    slots: dict[str, Slot] = field(repr=False)
     """The layout's table for this model, by `hooked` name."""
-    stored: dict[str, Stored]
+    stored: dict[str, Stored] = field(repr=False)
     """By `hooked` name. Absent: not in the files (neutral, or the tied head)."""
     dropped: tuple[str, ...]
     """Known buffers that the files hold beside the weights."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import PROVENANCE
 from converter.dtypes import NAMES
+from converter.dtypes import sha256 as sha256_of
 
 if TYPE_CHECKING:
+    from converter.checkpoint.checkpoint import Checkpoint
     from converter.route import Route
 
 SCHEMA_VERSION = 1
@@ -27,6 +31,26 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def digest(sha256: Mapping[str, str]) -> str:
+    """One SHA-256 for a checkpoint, of its tensors' own: what an artifact was made from."""
+    lines = "".join(f"{name} {sha256[name]}\n" for name in sorted(sha256))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def made_from(artifact: Checkpoint, original: Checkpoint) -> bool:
+    """Whether the artifact says that it was made from these very weights. Reads the original."""
+    claimed = (artifact.source.provenance or {}).get("source_sha256")
+    if "route" not in (artifact.source.provenance or {}) or not isinstance(claimed, str):
+        return False
+    found = {}
+    for key, stored in original.stored.items():
+        array = original.slots[key].to_hub.inverse.apply(
+            original.tensor(key), original.config.sizes
+        )
+        found[stored.name] = sha256_of(array)
+    return digest(found) == claimed
 
 
 def write(
@@ -74,6 +98,7 @@ def write(
                 for t in plan.tensors
             },
         },
+        "source_sha256": digest(source_sha256),
         "route": route.name,
         "steps": list(plan.steps),
         "reverse": route.reverse,

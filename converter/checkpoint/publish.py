@@ -99,6 +99,19 @@ def _sync_one(path: Path) -> None:
         os.close(handle)
 
 
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """
+    Raises:
+        OutputExists: `path` is there and may not be replaced.
+    """
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise OutputExists(
+            f"There is a {path.name} already.",
+            where=str(path),
+            do="Remove it, or add --overwrite to replace it.",
+        )
+
+
 @contextmanager
 def adding(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """The name of a file beside `path` that becomes `path` when the block ends without an
@@ -107,13 +120,7 @@ def adding(path: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         OutputExists: `path` is there and may not be replaced.
     """
-    exists = OutputExists(
-        f"There is a {path.name} already.",
-        where=str(path),
-        do="Remove it, or add --overwrite to replace it.",
-    )
-    if not overwrite and (path.exists() or path.is_symlink()):
-        raise exists
+    require_free(path, overwrite=overwrite)
     stage = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         yield stage
@@ -123,8 +130,9 @@ def adding(path: Path, *, overwrite: bool) -> Iterator[Path]:
         else:
             try:
                 os.link(stage, path)  # unlike a rename, fails if the name was taken meanwhile
-            except FileExistsError as error:
-                raise exists from error
+            except FileExistsError:
+                require_free(path, overwrite=False)
+                raise
         _sync_one(path.parent)
     finally:
         stage.unlink(missing_ok=True)

@@ -236,7 +236,9 @@ def _open(path: Path, allow_pickle: bool) -> Reader:
     raise CorruptFile(
         f"{path.suffix or 'No suffix'!r}: this is not a weight file that neoconvert reads.",
         where=str(path),
-        do="Give a .safetensors file, or .bin, .pt or .pth with --allow-pickle.",
+        do="Give the checkpoint that the graph was exported from; `verify` and `inspect` read graphs."
+        if path.suffix == ".onnx"
+        else "Give a .safetensors file, or .bin, .pt or .pth with --allow-pickle.",
     )
 
 

@@ -97,7 +97,9 @@ def export(
             )
     provenance = made or checkpoint.source.provenance or {}
     kept: Json = {
-        name: provenance[name] for name in ("route", "steps", "reverse") if name in provenance
+        name: provenance[name]
+        for name in ("route", "steps", "reverse", "source_sha256")
+        if name in provenance
     }
     said = metadata(checkpoint.config, kept)
     model = build(located, directory, with_past=with_past, hooks=wanted, metadata=said)

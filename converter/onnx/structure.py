@@ -27,8 +27,8 @@ def written_here(checkpoint: Checkpoint) -> bool:
 
 
 def differing_nodes(checkpoint: Checkpoint) -> list[str]:
-    """Names of nodes, outputs and constants that are not as the checkpoint's config makes them,
-    in the order of the forward pass.
+    """Names of nodes, inputs, outputs and constants that are not as the checkpoint's config makes
+    them, in the order of the forward pass.
 
     Args:
         checkpoint: what `open_graph` made of a graph that this version wrote.
@@ -45,28 +45,49 @@ def differing_nodes(checkpoint: Checkpoint) -> list[str]:
     model = build(weights, checkpoint.directory, with_past=file.with_past, hooks=file.hooks)
     made = ir.to_proto(model)
     known = {place.name for place in places.values()}
-    return list(_differing(_parts(made.graph, known), _parts(found.graph, known)))
+    names = list(_differing(_parts(made, known), _parts(found, known)))
+    order = [node.name for node in found.graph.node if node.name not in names]
+    expected = [node.name for node in made.graph.node if node.name not in names]
+    return names or [a for a, b in zip(order, expected, strict=True) if a != b][:1]
 
 
-Parts = dict[str, bytes]
+Parts = dict[tuple[str, str, int], bytes]
+"""By kind, name and, since a name may be there twice, occurrence."""
 
 
-def _parts(graph: onnx.GraphProto, weights: set[str]) -> Parts:
-    """Everything but the weights, by name."""
+def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
+    """All that a runtime reads, but the values of the weights. In the order of the file."""
     parts: Parts = {}
+
+    def add(kind: str, name: str, value: bytes) -> None:
+        count = sum(1 for known in parts if known[:2] == (kind, name))
+        parts[kind, name, count] = value
+
+    graph = model.graph
     for node in graph.node:
-        parts[node.name] = node.SerializeToString(deterministic=True)
-    for value in (*graph.input, *graph.output):
-        parts[value.name] = value.SerializeToString(deterministic=True)
+        node.doc_string = ""
+        add("node", node.name, node.SerializeToString(deterministic=True))
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            add(kind, value.name, value.SerializeToString(deterministic=True))
     for tensor in graph.initializer:
-        if tensor.name not in weights:
-            parts[tensor.name] = onnx.numpy_helper.to_array(tensor).tobytes()
+        shape = f"{tensor.data_type} {list(tensor.dims)} ".encode()
+        known = tensor.name in weights
+        value = b"" if known else onnx.numpy_helper.to_array(tensor).tobytes()
+        add("weight" if known else "constant", tensor.name, shape + value)
+    rest = onnx.ModelProto()
+    rest.functions.extend(model.functions)
+    rest.graph.sparse_initializer.extend(graph.sparse_initializer)
+    rest.opset_import.extend(model.opset_import)
+    rest.ir_version = model.ir_version
+    add("model", "versions and functions", rest.SerializeToString(deterministic=True))
     return parts
 
 
 def _differing(expected: Parts, found: Parts) -> Iterator[str]:
-    yield from (name for name, part in expected.items() if found.get(name) != part)
-    yield from (name for name in found if name not in expected)
+    keys = [key for key, part in expected.items() if found.get(key) != part]
+    yield from dict.fromkeys(key[1] for key in keys)
+    yield from dict.fromkeys(key[1] for key in found if key not in expected)
 
 
 def unit_of(name: str) -> str | None:

@@ -21,6 +21,8 @@ from converter.verification.runtimes import Runtime, open_runtime
 from converter.verification.standard import Standard, changed_function, noise_of, standard_for
 from converter.verification.subjects import Subject
 
+STRANGE = 8.0
+"""How many times its noise the original's own run may be off, however strict the user is."""
 _SMALL = 1e10
 """Multiply-adds that are over before anything clever pays."""
 
@@ -76,7 +78,9 @@ def compare_function(
                 if not standards:
                     if standard.reference is not true:
                         noise = noise_of(original, true, seed)
-                    problems += _strange_original(own, noise, probes, ran[0], max_ratio)
+                    problems += _strange_original(
+                        own, noise, probes, ran[0], max(max_ratio, STRANGE)
+                    )
                 standards[codes] = standard
                 problems += changed_function(route, true, standard, max_ratio, say)
             standard = standards[codes]

@@ -201,7 +201,9 @@ def text_probes(config: NeoConfig, directory: Path | None, path: Path) -> list[P
             if text
             else "The text is empty.",
             where=str(path) if directory is None else str(directory),
-            do="Put the model's tokenizer.json beside the original's weights.",
+            do="Put the model's tokenizer.json beside the original's weights."
+            if text
+            else "Give a text of some length.",
         )
     length = min(config.n_ctx, MAX_LOGITS // config.d_vocab + 1)
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)]

@@ -63,6 +63,8 @@ def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
     original's, so that all the rounding there is belongs to the judged error. Weights that are
     computed, not moved, are rounded by a 16-bit dtype even if it is the original's own."""
     original = route.source
+    if undoes_rounding(route):
+        return Expected(route, {key: artifact.code(key) for key in artifact.slots})
 
     def rounds(key: str) -> bool:
         a, b = original.code(key), artifact.code(key)
@@ -75,6 +77,11 @@ def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
     return Expected(route, {key: artifact.code(key) for key in artifact.slots})
 
 
+def undoes_rounding(route: Route) -> bool:
+    """Whether the route goes back to what was there before its source was stored in 16 bits."""
+    return route.name == "undoing" and CODES[route.source.dtype].itemsize < 4
+
+
 def changed_function(
     route: Route, true: Forward, standard: Standard, limit: float, say: Progress
 ) -> list[str]:
@@ -83,8 +90,7 @@ def changed_function(
     But for undoing what was stored in 16 bits: the original that comes back is not what the
     rounded file computes, and the difference is what storing that file had cost.
     """
-    undone = route.name == "undoing" and CODES[route.source.dtype].itemsize < 4
-    if standard.reference is true or not route.whole_units or undone:
+    if standard.reference is true or not route.whole_units or undoes_rounding(route):
         return []
     say("processing: float64")
     device = true.final[0].device

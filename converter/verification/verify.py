@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.provenance import made_from
 from converter.errors import MissingTensor, UsageError
+from converter.opening import open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.routing import between
@@ -18,6 +21,7 @@ from converter.verification.result import Divergence, Layers, Verification
 from converter.verification.subjects import Subject, graph_beside, subjects_of
 from converter.verification.weights import (
     WeightCheck,
+    compare_structure,
     compare_weights,
     joined,
     require_same_sizes,
@@ -36,8 +40,8 @@ heads, a shifted position or a dropped bias are at ten thousand to several milli
 
 
 def verify(
-    original: Checkpoint,
-    artifact: Checkpoint,
+    original: Checkpoint | str | Path,
+    artifact: Checkpoint | str | Path,
     *,
     route: Route | None = None,
     checks: Collection[str] = CHECKS,
@@ -82,11 +86,18 @@ def verify(
             where="--check",
             do=f"Name {' or '.join(CHECKS)}.",
         )
+    original, artifact = (
+        one if isinstance(one, Checkpoint) else open_artifact(one) for one in (original, artifact)
+    )
     limit = MAX_RATIO if max_ratio is None else max_ratio
+    if not 0 < limit < math.inf:
+        raise UsageError(
+            f"{limit} is no multiple of the noise floor.", where="--max-ratio", do="Give a number above 0."
+        )  # fmt: skip
     say = progress or silent
     _require_readable(original)
     require_same_sizes(original, artifact)
-    told = route is not None or "route" in (artifact.source.provenance or {})
+    told = route is not None  # else a claim, which may be about another original
     route = route or between(original, artifact)
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, first_divergence=None,
@@ -133,10 +144,13 @@ def _with_weights(
             )
         else:
             checked.append(compare_weights(route, one, say))
+    if graph is not None and checked:
+        checked.append(compare_structure(route, graph))
+        remarks += _unknown_nodes(graph)
     if not checked:
         return replace(result, remarks=tuple(remarks))
     weights = joined(checked)
-    if weights.mismatches and not told:
+    if weights.mismatches and not told and not made_from(artifact, route.source):
         weights, remark = _explained(weights, route.source, artifact, say)
         remarks += remark
     problems = _weight_problems(weights)
@@ -172,6 +186,20 @@ def _explained(
         + (", but for what is named above." if left else ", beyond rounding.")
     )
     return replace(check, mismatches=left, explained=found.steps), [remark]
+
+
+def _unknown_nodes(graph: Checkpoint) -> list[str]:
+    from converter.onnx import read_onnx
+    from converter.onnx.structure import written_here
+
+    if written_here(graph):
+        return []
+    assert graph.graph is not None
+    producer = read_onnx(graph.graph).producer or "an unknown program"
+    return [
+        f"{graph.graph.name} says that {producer} wrote it, so its nodes were not compared; what it"
+        " computes is judged by its function alone."
+    ]
 
 
 def _shares(graph: Checkpoint, artifact: Checkpoint) -> bool:

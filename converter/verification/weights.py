@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
+from converter.checkpoint.hf_config import from_hf
 from converter.dtypes import same_bits
 from converter.errors import TensorMismatch
 from converter.progress import Progress, silent
@@ -89,11 +90,6 @@ def compare_weights(
     """
     original = route.source
     require_same_sizes(original, artifact)
-    nodes: tuple[str, ...] = ()
-    if artifact.graph is not None:
-        from converter.onnx.structure import differing_nodes, written_here
-
-        nodes = tuple(differing_nodes(artifact)) if written_here(artifact) else ()
     made = Expected(route, {key: artifact.code(key) for key in artifact.slots})
     mismatches = []
     compared = done = 0
@@ -114,7 +110,23 @@ def compare_weights(
         if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):
             mismatches.append(Mismatch(slot.place, key, slot.name or key))
     config = config_differences(route.target_config, artifact.config)
-    return WeightCheck(compared, tuple(mismatches), config, nodes=nodes)
+    return WeightCheck(compared, tuple(mismatches), config)
+
+
+def compare_structure(route: Route, graph: Checkpoint) -> WeightCheck:
+    """An ONNX graph against the one its config makes, and that config against the original's and
+    against the config.json beside it, which is what the graph's clients read. No weight is read.
+    """
+    from converter.onnx.structure import differing_nodes, written_here
+
+    nodes = tuple(differing_nodes(graph)) if written_here(graph) and graph.complete else ()
+    config = [*config_differences(route.target_config, graph.config)]
+    if graph.source.hf_config is not None:
+        said = from_hf(graph.source.hf_config, str(graph.directory / "config.json"))
+        plain = replace(graph.config, score_divisors=())
+        sizes = [f for f in SIZES if getattr(said, f) != getattr(plain, f)]
+        config += [f"config.json: {f}" for f in (*sizes, *config_differences(said, plain))]
+    return WeightCheck(0, (), tuple(config), nodes=nodes)
 
 
 def config_differences(a: NeoConfig, b: NeoConfig) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from converter.demo import MODEL
 from converter.errors import BadInput, CannotDoHere, VerificationFailed
 from converter.opening import open_artifact
 from converter.verification import Divergence, verify
-from tests.models import write_as
+from tests.models import random_hf, write_as
 from tests.verification.conftest import needs_hooked
 
 
@@ -144,3 +144,47 @@ def test_transformer_lens_own_processing_is_accounted_for(tmp_path: Path) -> Non
     assert result.weights is not None
     assert result.weights.mismatched == ("blocks.1.mlp.W_in",)
     assert result.first_divergence == Divergence("block 1", "blocks.1.mlp.W_in")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("ledger", ["compact", "exact"])
+def test_what_was_processed_into_16_bits_comes_back(
+    tmp_path: Path, dtype: str, ledger: str
+) -> None:
+    """The original is not what the rounded file computes; that is no fault of undoing."""
+    source = random_hf(tmp_path / "m", scale=1.5)
+    converter.hf_to_tl(source, tmp_path / "tl", process="default", dtype=dtype, ledger=ledger)
+    back = converter.tl_to_hf(tmp_path / "tl", tmp_path / "back")
+    assert isinstance(back, converter.Conversion)
+    assert back.verification is not None
+    assert back.verification.passed
+    costs = [p.storage_max_abs_logprob_diff for p in back.verification.probes]
+    assert all(cost is not None and cost > 1e-4 for cost in costs)
+    if ledger == "exact":
+        assert verify(source, tmp_path / "back", effort="quick").passed
+
+
+def test_provenance_of_another_original(tmp_path: Path) -> None:
+    """Made in two steps: what its provenance says is true, but not of this original."""
+    source = random_hf(tmp_path / "m", scale=1.5)
+    converter.hf_to_tl(source, tmp_path / "tl", process="default", check=False)
+    converter.export_onnx(tmp_path / "tl", tmp_path / "onnx", check=False)
+    for artifact in (tmp_path / "onnx", tmp_path / "onnx/model.onnx"):
+        result = verify(source, artifact, effort="quick")
+        assert result.passed, result.summary()
+        assert result.weights is not None
+        assert result.weights.explained
+
+
+def test_provenance_of_this_original_excuses_no_bit(tmp_path: Path) -> None:
+    """The last bit of one weight: less than what the search for steps lets pass."""
+    source = random_hf(tmp_path / "m", scale=1.5)
+    converter.hf_to_tl(source, tmp_path / "tl", process="default", check=False)
+    path = tmp_path / "tl/model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+    result = verify(source, tmp_path / "tl", checks=["weights"])
+    assert not result.passed
+    assert result.weights is not None
+    assert len(result.weights.mismatched) == 1

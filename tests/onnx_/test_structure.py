@@ -1,0 +1,151 @@
+"""Graphs with the right weights and the wrong structure: caught, however they are disguised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import converter
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.onnx import export
+from converter.onnx.opening import open_graph
+from converter.onnx.structure import differing_nodes, unit_of
+from converter.verification import verify
+from tests.models import random_hf
+
+Edit = Callable[[onnx.ModelProto], Any]
+
+
+def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    found: onnx.NodeProto = next(n for n in model.graph.node if n.name == name)
+    return found
+
+
+def epsilon(model: onnx.ModelProto) -> None:
+    """Far below what the function check can see."""
+    for attribute in node(model, "blocks.1.ln2/LayerNormalization").attribute:
+        if attribute.name == "epsilon":
+            attribute.f = 1e-12
+
+
+def backdoor(model: onnx.ModelProto) -> list[str]:
+    """Nothing happens unless token 30 comes three times: logits are then another's."""
+    graph = model.graph
+    for name, value in (("_token", 30), ("_three", 3)):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value), name))
+    made = [
+        onnx.helper.make_node("Equal", ["input_ids", "_token"], ["_is"]),
+        onnx.helper.make_node("Cast", ["_is"], ["_as"], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node("ReduceSum", ["_as"], ["_count"], keepdims=0),
+        onnx.helper.make_node("GreaterOrEqual", ["_count", "_three"], ["_yes"]),
+        onnx.helper.make_node("Neg", ["_honest"], ["_evil"]),
+        onnx.helper.make_node("Where", ["_yes", "_evil", "_honest"], ["logits"]),
+    ]
+    last = next(n for n in graph.node if "logits" in n.output)
+    last.output[0] = "_honest"
+    graph.node.extend(made)
+    return ["input_ids", "attention_mask", "position_ids", "logits", last.name, "_token"]
+
+
+def disguised(model: onnx.ModelProto) -> None:
+    """Its nodes bear the names of inputs, outputs and constants."""
+    names = backdoor(model)
+    for added, name in zip(model.graph.node[-6:], names, strict=True):
+        added.name = name
+
+
+def opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 21
+
+
+def function(model: onnx.ModelProto) -> None:
+    body = onnx.helper.make_node("Relu", ["x"], ["y"])
+    made = onnx.helper.make_function("", "Gelu", ["x"], ["y"], [body], [onnx.helper.make_opsetid("", 20)])  # fmt: skip
+    model.functions.append(made)
+
+
+def doubled(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(model.graph.initializer[0])
+
+
+def reordered(model: onnx.ModelProto) -> None:
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([nodes[1], nodes[0], *nodes[2:]])
+
+
+EDITS: list[Edit] = [epsilon, backdoor, disguised, opset, function, doubled, reordered]
+
+
+def edited(path: Path, edit: Edit) -> Path:
+    model = onnx.load_model(str(path), load_external_data=False)
+    edit(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize("whole", [False, True], ids=["the graph", "its directory"])
+def test_edits_are_seen(tiny: Checkpoint, edit: Edit, whole: bool) -> None:
+    path = edited(export(tiny).path, edit)
+    result = verify(tiny, tiny.directory if whole else path, checks=["weights"])
+    assert not result.passed
+    assert result.weights is not None
+    assert result.weights.nodes
+
+
+def test_the_unit_is_named(tiny: Checkpoint) -> None:
+    result = verify(tiny, edited(export(tiny).path, epsilon), checks=["weights"])
+    assert result.first_divergence is not None
+    assert result.first_divergence.unit == "block 1"
+    assert unit_of("constant_3") is None
+
+
+def test_what_does_not_compute_is_no_difference(tiny: Checkpoint) -> None:
+    def comment(model: onnx.ModelProto) -> None:
+        model.graph.node[0].doc_string = "hello"
+
+    assert differing_nodes(open_graph(edited(export(tiny).path, comment))) == []
+
+
+@pytest.mark.parametrize("layout", ["hooked", "bridge"])
+@pytest.mark.parametrize("mode", ["shared", "external", "inline"])
+def test_honest_graphs_are_as_they_must_be(
+    tiny: Checkpoint, tmp_path: Path, layout: Any, mode: Any
+) -> None:
+    converter.hf_to_tl(tiny, tmp_path / "tl", layout=layout, process="all", check=False)
+    there = open_checkpoint(tmp_path / "tl")
+    output = None if mode == "shared" else tmp_path / "out"
+    options: dict[str, Any] = {"weights": mode, "hooks": ["*hook_resid*", "*.hook_pattern"]}
+    for with_past in (True, False):
+        path = export(there, output, with_past=with_past, **options).path
+        assert differing_nodes(open_graph(path)) == []
+        for written in (path, path.with_name("model.onnx_data")):
+            written.unlink(missing_ok=True)
+
+
+def test_another_producer_is_told(tiny: Checkpoint) -> None:
+    """Its nodes cannot be compared; that must not pass in silence."""
+
+    def disown(model: onnx.ModelProto) -> None:
+        backdoor(model)
+        model.producer_version = "9.9.9"
+
+    result = verify(tiny, edited(export(tiny).path, disown), effort="quick")
+    assert any("9.9.9" in remark and "not compared" in remark for remark in result.remarks)
+
+
+def test_a_config_beside_the_graph_that_is_another_models(tmp_path: Path) -> None:
+    there = open_checkpoint(random_hf(tmp_path / "m"))
+    converter.export_onnx(there, tmp_path / "o", graph=converter.Graph("inline"), check=False)
+    path = tmp_path / "o/config.json"
+    path.write_text(path.read_text().replace('"num_heads": 4', '"num_heads": 2'))
+    result = verify(there, tmp_path / "o", checks=["weights"])
+    assert result.weights is not None
+    assert result.weights.config == ("config.json: n_heads",)
+    assert not result.passed
