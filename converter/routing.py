@@ -169,6 +169,11 @@ def between(original: Checkpoint, artifact: Checkpoint) -> Route:
         return processing(original, in_order(recorded_steps(artifact)), artifact.layout)
     if name in (Functional.name, Undoing.name):
         return reversing(original, "functional" if name == Functional.name else "auto")
+    return unprocessed(original, artifact)
+
+
+def unprocessed(original: Checkpoint, artifact: Checkpoint) -> Route:
+    """The route to an artifact that has the original's own weights."""
     same_scale = original.config.score_divisors == artifact.config.score_divisors
     return replace(plain(original), absorbs=not same_scale)
 

@@ -15,7 +15,7 @@ from converter.errors import MissingTensor, UsageError
 from converter.opening import open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
-from converter.routing import between
+from converter.routing import between, unprocessed
 from converter.verification.probes import Effort, Probe, standard_probes, text_probes
 from converter.verification.result import Divergence, Layers, Verification
 from converter.verification.subjects import Subject, graph_beside, subjects_of
@@ -151,8 +151,12 @@ def _with_weights(
         return replace(result, remarks=tuple(remarks))
     weights = joined(checked)
     if weights.mismatches and not told and not made_from(artifact, route.source):
-        weights, remark = _explained(weights, route.source, artifact, say)
-        remarks += remark
+        same = compare_weights(unprocessed(route.source, artifact), artifact, say)
+        if same.mismatches:
+            weights, remark = _explained(weights, route.source, artifact, say)
+            remarks += remark
+        else:
+            weights = replace(weights, mismatches=())
     problems = _weight_problems(weights)
     return replace(
         result,

@@ -188,3 +188,11 @@ def test_provenance_of_this_original_excuses_no_bit(tmp_path: Path) -> None:
     assert not result.passed
     assert result.weights is not None
     assert len(result.weights.mismatched) == 1
+
+
+def test_a_processed_artifact_reproduces_itself(tmp_path: Path) -> None:
+    """Its provenance is of what it was made from, and not of itself."""
+    source = random_hf(tmp_path / "m", scale=1.5)
+    converter.bake(source, tmp_path / "baked", check=False)
+    result = verify(tmp_path / "baked", tmp_path / "baked", effort="quick")
+    assert result.passed, result.summary()
