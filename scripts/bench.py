@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from converter.checkpoint import open_checkpoint
-from scripts.models import MODELS, make_model
+from scripts.models import MODELS, make_model_apart
 
 LIBRARIES = """
 import json, sys, torch
@@ -55,7 +55,7 @@ def measure(command: list[str], output: Path) -> tuple[float, float]:
 @click.option("--layers", default=12, show_default=True, help="12 is gpt-neo-125m.")
 def main(rounds: int, layers: int) -> None:
     hf = MODELS / f"neo-{layers}"
-    make_model(hf, layers)
+    make_model_apart(hf, layers)
     size = sum(t.nbytes for t in open_checkpoint(hf).stored.values()) / 2**20
     hooked, bridge, back = MODELS / "bench-hooked", MODELS / "bench-bridge", MODELS / "bench-back"
     neoconvert = [sys.executable, "-m", "converter"]

@@ -14,17 +14,15 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from importlib.metadata import version
-from multiprocessing import get_context
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from scripts.bench import measure
-from scripts.models import MODELS, make_model
+from scripts.models import MODELS, make_model_apart
 
 HF, SCRATCH = MODELS / "neo-12", MODELS / "onnx-side-by-side"
 GRAPHS = {
@@ -126,10 +124,7 @@ def table(title: str, rows: Mapping[str, tuple[str, Samples]], base: str) -> Tab
 @click.option("--rounds", default=5, show_default=True)
 def main(rounds: int) -> None:
     load = f"{os.getloadavg()[0]:.1f}"
-    # This process stays small until `measure_speed`: the kernel counts what it ever took in
-    # memory as the peak of the processes that it starts.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(make_model, HF, 12).result()
+    make_model_apart(HF, 12)
     SCRATCH.mkdir(exist_ok=True)
     try:
         seconds, peaks, written = measure_exports(min(rounds, 3))
