@@ -26,7 +26,7 @@ from converter.verification.runtimes import Runtime, open_runtime
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PROBE, _LOGITS = "probe.npz", "logits.npy"
+_PROBE, _LOGITS, _LOG = "probe.npz", "logits.npy", "stderr.txt"
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Remote(Runtime):
         if probe.mask is not None:
             arrays["mask"] = probe.mask
         np.savez(folder / _PROBE, allow_pickle=False, **arrays)
-        _ask(self.process, probe.name)
+        _ask(self.process, probe.name, folder)
         return torch.from_numpy(np.load(folder / _LOGITS)).to(self.device)
 
     def runs(self, probe: Probe) -> bool:
@@ -76,23 +76,24 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
     command = [str(python), "-m", "converter.verification.remote"]
     arguments = [str(checkpoint.source.path), folder.name, device]
     try:
-        process = subprocess.Popen(
-            [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=os.environ | {"PYTHONPATH": path},
-        )  # fmt: skip
+        with open(Path(folder.name) / _LOG, "w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                text=True, env=os.environ | {"PYTHONPATH": path},
+            )  # fmt: skip
     except OSError as error:
         raise CannotDoHere(
             f"The interpreter cannot be started: {error.strerror}.",
             where=f"--python {python}",
             do="Name the python of an environment, such as .venvs/tl4/bin/python.",
         ) from error
-    info = _ask(process, None)
+    info = _ask(process, None, Path(folder.name))
     cpu = torch.device("cpu")
     what = f"{info['what']} ({info['name']} {info['version']})"
     return Remote(info["name"], what, info["version"], cpu, process, folder)
 
 
-def _ask(process: subprocess.Popen[str], request: str | None) -> dict[str, Any]:
+def _ask(process: subprocess.Popen[str], request: str | None, folder: Path) -> dict[str, Any]:
     """One request, one answer; None waits for the answer that comes unasked, at the start."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -108,10 +109,12 @@ def _ask(process: subprocess.Popen[str], request: str | None) -> dict[str, Any]:
         what, place, do = answer["refused"]
         raise VerificationFailed(what, where=f"{place}, run by {where}", do=do)
     if not answer:
+        printed = (folder / _LOG).read_text(encoding="utf-8", errors="replace").strip()
+        last = printed.splitlines()[-1] if printed else "it printed nothing"
         raise CannotDoHere(
-            "The other interpreter ended without an answer.",
+            f"The other interpreter ended without an answer: {last}",
             where=f"--python {where}",
-            do="See what it printed above; its environment needs torch, numpy and neoconvert's dependencies.",
+            do="Its environment needs torch, transformers or TransformerLens, and neoconvert's dependencies.",
         )
     return answer
 

@@ -45,8 +45,13 @@ def test_another_environment_sees_the_fault(original: Checkpoint, there: Path) -
 
 def test_an_environment_that_cannot(original: Checkpoint, there: Path, tmp_path: Path) -> None:
     artifact = open_checkpoint(write_as(original, there, "hf"))
-    with pytest.raises(CannotDoHere):
+    with pytest.raises(CannotDoHere, match="it printed nothing"):
         verify(original, artifact, pythons=[Path("/bin/false")])
+    bare = tmp_path / "bare-python"
+    bare.write_text("#!/bin/sh\necho ModuleNotFoundError: no torch >&2\nexit 1\n")
+    bare.chmod(0o755)
+    with pytest.raises(CannotDoHere, match="ModuleNotFoundError: no torch"):
+        verify(original, artifact, pythons=[bare])
     with pytest.raises(CannotDoHere, match="cannot be started"):
         verify(original, artifact, pythons=[tmp_path / "no-python"])
 
