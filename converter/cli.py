@@ -14,7 +14,7 @@ import click
 from converter import __version__
 from converter.cli_options import (
     converting,
-    formats,
+    converting_whole,
     graph,
     printing,
     processing,
@@ -49,12 +49,7 @@ def main() -> None:
     help="hooked: HookedTransformer's names (TL 2 and 3). bridge: TransformerBridge's (TL 3 and 4).",
 )
 @processing("none")
-@reading
-@converting
-@formats
-@graph
-@verifying
-@printing
+@converting_whole
 @reporting
 def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
     """Convert Hugging Face to TransformerLens.
@@ -71,12 +66,7 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
 @click.argument("source")
 @click.argument("output", type=click.Path(path_type=Path))
 @processing("default")
-@reading
-@converting
-@formats
-@graph
-@verifying
-@printing
+@converting_whole
 @reporting
 def bake(source: str, output: Path, **options: Any) -> Any:
     """Bake processing into an HF checkpoint.
@@ -101,12 +91,7 @@ def bake(source: str, output: Path, **options: Any) -> Any:
     help="Undoing TransformerLens's processing. exact: the original bits, from the ledger, or exit 3."
     " functional: plain GPT-Neo of the same function, no ledger needed. auto: the best to be had.",
 )
-@reading
-@converting
-@formats
-@graph
-@verifying
-@printing
+@converting_whole
 @reporting
 def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
     """Convert TransformerLens to Hugging Face.

@@ -152,6 +152,10 @@ formats = click.option(
 )
 
 
+converting_whole = _options(reading, converting, formats, graph, verifying, printing)
+"""What every command that writes a checkpoint takes."""
+
+
 def reporting(command: Command) -> Command:
     """Errors as three lines and an exit code; SIGTERM cleans up like Ctrl-C."""
 

@@ -60,7 +60,8 @@ class SafetensorsReader(Reader):
         self.path = path
         self.tensors = {}
         self.other = {}
-        self._offsets: dict[str, int] = {}
+        self.places: dict[str, tuple[int, int]] = {}
+        """Each tensor's offset from the beginning of the file, and its bytes."""
         try:
             with safe_open(path, framework="numpy") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}
@@ -69,13 +70,14 @@ class SafetensorsReader(Reader):
                 for name in file.offset_keys():
                     piece = file.get_slice(name)
                     code, shape = str(piece.get_dtype()), tuple(piece.get_shape())
-                    self._offsets[name] = offset
                     if code in CODES:
                         self.tensors[name] = Stored(name, code, shape, path)
-                        offset += self.tensors[name].nbytes
+                        size = self.tensors[name].nbytes
                     else:
                         self.other[name] = code
-                        offset += _bytes_of(code, shape, path, name)
+                        size = _bytes_of(code, shape, path, name)
+                    self.places[name] = offset, size
+                    offset += size
         except (SafetensorError, OSError, ValueError) as error:
             raise CorruptFile(
                 f"The file is not a sound safetensors file: {error}.",
@@ -84,18 +86,26 @@ class SafetensorsReader(Reader):
             ) from error
 
     def read(self, name: str) -> np.ndarray:
-        stored = self.tensors[name]
-        dtype = CODES[stored.code]
-        count = stored.nbytes // dtype.itemsize
-        with open(self.path, "rb", buffering=0) as file:
-            flat = np.fromfile(file, dtype=dtype, count=count, offset=self._offsets[name])
-        if flat.size != count:
-            raise CorruptFile(
-                f"The file ended inside tensor {name}.",
-                where=str(self.path),
-                do="The file changed while it was being read; run again when nothing writes to it.",
-            )
-        return flat.reshape(stored.shape)
+        return read_at(self.tensors[name], self.places[name][0])
+
+
+def read_at(stored: Stored, offset: int) -> np.ndarray:
+    """A tensor's bytes from its file.
+
+    Raises:
+        CorruptFile: the file is shorter than it was.
+    """
+    dtype = CODES[stored.code]
+    count = stored.nbytes // dtype.itemsize
+    with open(stored.file, "rb", buffering=0) as file:
+        flat = np.fromfile(file, dtype=dtype, count=count, offset=offset)
+    if flat.size != count:
+        raise CorruptFile(
+            f"The file ended inside tensor {stored.name}.",
+            where=str(stored.file),
+            do="The file changed while it was being read; run again when nothing writes to it.",
+        )
+    return flat.reshape(stored.shape)
 
 
 def _head(path: Path, n: int) -> bytes:

@@ -7,7 +7,6 @@ from itertools import product as pairs_of
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converter.explaining.compare import NOISE, Comparer, Match
 from converter.explaining.found import (
@@ -30,8 +29,9 @@ from converter.explaining.groups import (
 )
 from converter.explaining.operand import NAMED, Operand, Operands, Way, move_values
 from converter.explaining.products import Factor, compare_products, split_bias
+from converter.explaining.singular import in_singular_basis
 from converter.explaining.unit import Pair
-from converter.processing.step import FLOAT32, Array
+from converter.processing.step import FLOAT32
 
 W_Q, W_K, W_V, W_O = "attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O"
 B_Q, B_K, B_V, B_O = "attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"
@@ -40,8 +40,6 @@ CENTRE, VALUES, REFACTOR = (
     "fold_value_biases",
     "refactor_factored_attn_matrices",
 )
-_NEGLIGIBLE = 1e-4
-"""A singular vector with so small a part of the largest singular value is rounding's to choose."""
 
 
 class Output(NamedTuple):
@@ -72,7 +70,7 @@ def attention(pair: Pair, compare: Comparer) -> dict[str, Found]:
     for name in ("ln1.w", "ln1.b", W_Q, B_Q, W_K, B_K, W_V, B_V):
         found[name].marks["fold_ln"] = fold_mark(pair, "ln1", fold_way, says)
     singular = tuple(
-        _singular(unit, bool(carried))
+        in_singular_basis(unit, bool(carried))
         for unit, carried in ((pair.a, pair.a_carried), (pair.b, pair.b_carried))
     )
     refactor = _refactor_mark(singular, rotated)
@@ -240,39 +238,6 @@ def _none(bias: Operand) -> bool:
         return not bias.value.any()
     noise = bias.rounding.relative + NOISE * FLOAT32.relative
     return bool((np.abs(bias.value) <= noise * bias.magnitude()).all())
-
-
-def _singular(unit: Operands, carried: bool) -> bool:
-    """Whether the heads are in the basis of their singular vectors, one edited weight aside."""
-    q, k, v, o = (
-        np.concatenate([unit[W_Q].value, unit[B_Q].value[:, None]], 1),
-        np.concatenate([unit[W_K].value, unit[B_K].value[:, None]], 1),
-        unit[W_V].value,
-        unit[W_O].value.swapaxes(1, 2),
-    )
-    slack = 4 * unit[W_Q].rounding.relative + 1e-5  # as for the step's own state
-    gap = np.abs(np.linalg.norm(q, axis=1) - np.linalg.norm(k, axis=1)).max(1)
-    even = gap <= slack * np.linalg.norm(q, axis=1).max(1)
-    units = np.abs(np.linalg.norm(o, axis=1) - 1).max(1) <= slack
-    signs = [
-        even & _right_angles(q, slack) & _right_angles(k, slack),
-        _right_angles(v, slack),
-        units & _right_angles(o, slack),
-    ]
-    seen = [bool(sign.mean() > 0.5) for sign in signs]
-    # Carrying a model's own biases folds LayerNorm after that; W_O alone still shows it then.
-    return sum(seen) >= 2 or (carried and seen[2])
-
-
-def _right_angles(columns: Array, slack: float) -> NDArray[np.bool_]:
-    """For each head whether its columns are at right angles, negligible ones aside."""
-    norms = np.linalg.norm(columns, axis=1)
-    live = norms > _NEGLIGIBLE * norms.max(1, keepdims=True)
-    unit = np.divide(columns, norms[:, None], out=np.zeros_like(columns), where=live[:, None])
-    gram = np.abs(unit.swapaxes(1, 2) @ unit)
-    gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
-    result: NDArray[np.bool_] = (gram <= slack).all((1, 2)) & live.any(1)
-    return result
 
 
 def _judge(found: dict[str, Found], pair: Pair, compare: Comparer) -> None:

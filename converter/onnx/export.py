@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.reader import SafetensorsReader
 from converter.checkpoint.source import Json
 from converter.errors import OutputExists, UsageError
 from converter.onnx import weights as placing
@@ -149,5 +150,5 @@ def _same(a: Path, b: Path) -> bool:
     if os.path.samefile(a, b):
         return True
     return a.stat().st_size == b.stat().st_size and (
-        placing.safetensors_places(a) == placing.safetensors_places(b)
+        SafetensorsReader(a).places == SafetensorsReader(b).places
     )

@@ -14,11 +14,11 @@ import onnx
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.config import checked, integer
 from converter.checkpoint.hf_config import from_hf
-from converter.checkpoint.reader import Reader, Stored
+from converter.checkpoint.reader import Reader, Stored, read_at
 from converter.checkpoint.source import PROVENANCE, Json, Source, read_json
 from converter.checkpoint.tl_config import from_tl
 from converter.dtypes import CODES
-from converter.errors import ConfigError, CorruptFile
+from converter.errors import ConfigError
 from converter.layout import Layout, expand
 from converter.onnx.reading import read_onnx
 from converter.onnx.weights import DTYPES
@@ -36,35 +36,34 @@ class GraphReader(Reader):
     """
 
     def __init__(self, path: Path) -> None:
-        read_onnx(path)
-        model = onnx.load_model(str(path), load_external_data=False)
+        self.file = read_onnx(path)
+        self.model = onnx.load_model(str(path), load_external_data=False)
         self.path = path
-        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
-        self._protos = {t.name: t for t in model.graph.initializer if t.data_type in _CODES}
+        self.metadata = {entry.key: entry.value for entry in self.model.metadata_props}
+        self._protos = {t.name: t for t in self.model.graph.initializer if t.data_type in _CODES}
         self.tensors = {}
         self.other = {}
         for name, tensor in self._protos.items():
-            places = {entry.key: entry.value for entry in tensor.external_data}
-            file = path.parent / places["location"] if places else path
+            location = _external(tensor).get("location")
+            file = path.parent / location if location else path
             self.tensors[name] = Stored(name, _CODES[tensor.data_type], tuple(tensor.dims), file)
 
     def read(self, name: str) -> np.ndarray:
         stored, tensor = self.tensors[name], self._protos[name]
-        dtype = CODES[stored.code]
-        if stored.file == self.path:
-            array = onnx.numpy_helper.to_array(tensor)
-            return array.view(dtype).reshape(stored.shape)
-        places = {entry.key: entry.value for entry in tensor.external_data}
-        count, offset = math.prod(stored.shape), int(places.get("offset", 0))
-        with open(stored.file, "rb", buffering=0) as file:
-            flat = np.fromfile(file, dtype=dtype, count=count, offset=offset)
-        if flat.size != count:
-            raise CorruptFile(
-                f"The file ended inside tensor {name}.",
-                where=str(stored.file),
-                do="The file changed while it was being read; run again when nothing writes to it.",
-            )
-        return flat.reshape(stored.shape)
+        if stored.file != self.path:
+            return read_at(stored, int(_external(tensor).get("offset", 0)))
+        return onnx.numpy_helper.to_array(tensor).view(CODES[stored.code]).reshape(stored.shape)
+
+
+def reader_of(checkpoint: Checkpoint) -> GraphReader:
+    """The reader of a checkpoint that `open_graph` made."""
+    (reader,) = checkpoint.source.readers
+    assert isinstance(reader, GraphReader)
+    return reader
+
+
+def _external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
 
 
 def open_graph(path: Path, given: str | None = None) -> Checkpoint:

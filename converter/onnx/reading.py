@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from converter.checkpoint.reader import SafetensorsReader
 from converter.errors import BadInput, CorruptFile, MissingShard, TensorMismatch
 from converter.onnx.dialect import LOGITS, MASK, POSITIONS, TOKENS
-from converter.onnx.weights import safetensors_places
 
 _LIMIT = 2**31
 _DOMAINS = {"", "ai.onnx", "com.microsoft"}
@@ -191,7 +191,7 @@ def _check_reference(
             do="The weights are truncated, or of another model; export again.",
         )
     if file not in places:
-        places[file] = safetensors_places(file) if file.suffix == ".safetensors" else None
+        places[file] = SafetensorsReader(file).places if file.suffix == ".safetensors" else None
     known = places[file]
     if known is not None and known.get(tensor.name) != (offset, length):
         raise TensorMismatch(

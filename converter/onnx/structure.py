@@ -14,7 +14,7 @@ import onnx_ir as ir
 from converter import __version__
 from converter.checkpoint import Checkpoint
 from converter.onnx.graph import PRODUCER, build
-from converter.onnx.reading import read_onnx
+from converter.onnx.opening import reader_of
 from converter.onnx.weights import Place, Weights
 
 _BLOCK = re.compile(r"blocks\.(\d+)\b")
@@ -22,8 +22,7 @@ _BLOCK = re.compile(r"blocks\.(\d+)\b")
 
 def written_here(checkpoint: Checkpoint) -> bool:
     """Whether the graph says that this version of neoconvert wrote it: others build others."""
-    assert checkpoint.graph is not None
-    return read_onnx(checkpoint.graph).producer == f"{PRODUCER} {__version__}"
+    return reader_of(checkpoint).file.producer == f"{PRODUCER} {__version__}"
 
 
 def differing_nodes(checkpoint: Checkpoint) -> list[str]:
@@ -33,9 +32,7 @@ def differing_nodes(checkpoint: Checkpoint) -> list[str]:
     Args:
         checkpoint: what `open_graph` made of a graph that this version wrote.
     """
-    assert checkpoint.graph is not None
-    found = onnx.load_model(str(checkpoint.graph), load_external_data=False)
-    file = read_onnx(checkpoint.graph)
+    file, found = reader_of(checkpoint).file, reader_of(checkpoint).model
     hooked = checkpoint.layout == "hooked"
     places = {
         key: Place(key, t.name, t.code, t.shape, checkpoint.slots[key], t.file.name)
@@ -65,8 +62,10 @@ def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
 
     graph = model.graph
     for node in graph.node:
-        node.doc_string = ""
-        add("node", node.name, node.SerializeToString(deterministic=True))
+        bare = onnx.NodeProto()
+        bare.CopyFrom(node)
+        bare.ClearField("doc_string")  # a comment
+        add("node", node.name, bare.SerializeToString(deterministic=True))
     for kind, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
             add(kind, value.name, value.SerializeToString(deterministic=True))

@@ -10,7 +10,6 @@ an axis for the heads. Each is read as it is stored: no weight is transposed, by
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +152,7 @@ def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
             where=str(checkpoint.source.path),
             do="Use --weights external, or convert the checkpoint to safetensors first.",
         )
-    offsets = {file: safetensors_places(file) for file in weight_files(checkpoint)}
+    offsets = {file: SafetensorsReader(file).places for file in weight_files(checkpoint)}
     places: dict[str, Place] = {}
     for key, slot in checkpoint.slots.items():
         if stored := checkpoint.stored.get(key):
@@ -178,18 +177,3 @@ def _flat(checkpoint: Checkpoint) -> Iterator[Place]:
 def weight_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that hold the weights, in the order in which they are first needed."""
     return list(dict.fromkeys(stored.file for stored in checkpoint.stored.values()))
-
-
-def safetensors_places(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each tensor is in a safetensors file: its offset from the beginning, its bytes.
-
-    Raises:
-        CorruptFile: the safetensors library refuses the file.
-    """
-    SafetensorsReader(path)  # checks header, offsets and sizes
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    begins = {name: entry["data_offsets"] for name, entry in header.items()}
-    return {name: (8 + size + begin, end - begin) for name, (begin, end) in begins.items()}

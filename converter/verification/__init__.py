@@ -3,10 +3,11 @@
 Importing this package imports neither torch nor a library that runs models.
 """
 
+from converter.verification.judge import MAX_RATIO
 from converter.verification.loading import load_bridge, load_hooked
 from converter.verification.probes import Probe, standard_probes
 from converter.verification.result import Divergence, ProbeResult, RuntimeInfo, Verification
-from converter.verification.verify import CHECKS, MAX_RATIO, verify
+from converter.verification.verify import CHECKS, verify
 from converter.verification.weights import WeightCheck, compare_weights
 
 __all__ = [

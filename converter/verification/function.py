@@ -12,7 +12,7 @@ import torch
 from converter.errors import BadInput, NeoconvertError, VerificationFailed
 from converter.progress import Progress
 from converter.route import Route
-from converter.verification.judge import Errors, measure, pooled_floor
+from converter.verification.judge import MAX_RATIO, Errors, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import Forward, forward
@@ -21,8 +21,6 @@ from converter.verification.runtimes import Runtime, open_runtime
 from converter.verification.standard import Standard, changed_function, noise_of, standard_for
 from converter.verification.subjects import Subject
 
-STRANGE = 8.0
-"""How many times its noise the original's own run may be off, however strict the user is."""
 _SMALL = 1e10
 """Multiply-adds that are over before anything clever pays."""
 
@@ -79,7 +77,7 @@ def compare_function(
                     if standard.reference is not true:
                         noise = noise_of(original, true, seed)
                     problems += _strange_original(
-                        own, noise, probes, ran[0], max(max_ratio, STRANGE)
+                        own, noise, probes, ran[0], max(max_ratio, MAX_RATIO)
                     )
                 standards[codes] = standard
                 problems += changed_function(route, true, standard, max_ratio, say)

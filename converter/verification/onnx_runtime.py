@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 import torch
 
 from converter.checkpoint import Checkpoint
 from converter.onnx.dialect import LOGITS, POSITIONS
+from converter.onnx.opening import reader_of
 from converter.onnx.session import Array, Session, has_cuda, past_of
 from converter.verification.loading import installed
 from converter.verification.probes import Probe
@@ -89,9 +89,8 @@ class OnnxRuntime(Runtime):
 
     def streams(self, probe: Probe) -> dict[str, Tensor]:
         """Of a graph that neoconvert wrote; others do not say where their residual stream is."""
-        assert self.checkpoint.graph is not None
-        model = onnx.load_model(str(self.checkpoint.graph), load_external_data=False)
-        there = {name for node in model.graph.node for name in node.output}
+        graph = reader_of(self.checkpoint).model.graph
+        there = {name for node in graph.node for name in node.output}
         named = {"embed": "embed/Reshape"} | {
             f"block {i}": f"blocks.{i}/Add_2" for i in range(self.checkpoint.config.n_layers)
         }

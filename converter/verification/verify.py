@@ -16,6 +16,7 @@ from converter.opening import open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.routing import between, unprocessed
+from converter.verification.judge import MAX_RATIO
 from converter.verification.probes import Effort, Probe, standard_probes, text_probes
 from converter.verification.result import Divergence, Layers, Verification
 from converter.verification.subjects import Subject, graph_beside, subjects_of
@@ -28,15 +29,6 @@ from converter.verification.weights import (
 )
 
 CHECKS = ("weights", "function")
-MAX_RATIO = 8.0
-"""How many times float32's own noise an honest artifact may be off.
-
-Measured on 240 honest conversions of random and ill-conditioned models under either
-TransformerLens, 3,900 probes (scripts/honest): 99 in 100 are below 2.1, the worst is at 5.1.
-(With the original's one run as the floor, a few in a thousand would exceed 18.) Of the faults that
-change the function (scripts/faults), the faintest, another epsilon, is at 30; a lost window, swapped
-heads, a shifted position or a dropped bias are at ten thousand to several million.
-"""
 
 
 def verify(
@@ -193,15 +185,15 @@ def _explained(
 
 
 def _unknown_nodes(graph: Checkpoint) -> list[str]:
-    from converter.onnx import read_onnx
+    from converter.onnx.opening import reader_of
     from converter.onnx.structure import written_here
 
     if written_here(graph):
         return []
-    assert graph.graph is not None
-    producer = read_onnx(graph.graph).producer or "an unknown program"
+    file = reader_of(graph).file
+    producer = file.producer or "an unknown program"
     return [
-        f"{graph.graph.name} says that {producer} wrote it, so its nodes were not compared; what it"
+        f"{file.path.name} says that {producer} wrote it, so its nodes were not compared; what it"
         " computes is judged by its function alone."
     ]
 

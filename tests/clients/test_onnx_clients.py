@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from converter.checkpoint import open_checkpoint
+from converter.checkpoint.reader import SafetensorsReader
 from converter.demo import MODEL
 from converter.onnx import export
-from converter.onnx.weights import safetensors_places
 from converter.verification.libraries import quiet
 from tests.clients.generation import (
     ROOT,
@@ -34,14 +33,6 @@ from tests.models import random_hf
 
 VENVS = ROOT / ".venvs"
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def start(environment: str, *command: str | Path) -> Iterator[Process]:
@@ -209,7 +200,7 @@ def _digests(directory: Path) -> dict[str, str]:
 def _negate(directory: Path, name: str) -> None:
     """Change the sign of a float32 weight where it lies."""
     for path in directory.glob("*.safetensors"):
-        if place := safetensors_places(path).get(name):
+        if place := SafetensorsReader(path).places.get(name):
             offset, size = place
             values = -load_file(path)[name]
             with open(path, "r+b") as file:

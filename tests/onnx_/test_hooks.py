@@ -16,8 +16,8 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import UsageError
 from converter.onnx import Session, export, hook_names, past_of
 from converter.verification.libraries import bridge_model, hooked_model
+from tests.marks import needs_hooked
 from tests.models import write_as
-from tests.onnx_.conftest import needs_hooked
 from tests.onnx_.running import tokens_of
 
 Write = Callable[[Checkpoint, Path], Any]

@@ -1,18 +1,14 @@
-"""One thread: on weights this small, threads wait for one another more than they compute."""
+"""Weights this small: NumPy's threads, too, would wait for one another more than they compute."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import torch
 from threadpoolctl import threadpool_limits
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def one_blas_thread() -> Iterator[None]:
     with threadpool_limits(1):
         yield
-    torch.set_num_threads(threads)

@@ -14,8 +14,8 @@ from converter.demo import MODEL
 from converter.errors import BadInput, CannotDoHere, VerificationFailed
 from converter.opening import open_artifact
 from converter.verification import Divergence, verify
+from tests.marks import needs_hooked
 from tests.models import random_hf, write_as
-from tests.verification.conftest import needs_hooked
 
 
 def edit(key: str, array: object) -> object:

@@ -19,9 +19,9 @@ from converter.verification import Probe
 from converter.verification.activations import activation_named
 from converter.verification.libraries import hooked_model
 from converter.verification.reference import forward
+from tests.marks import needs_hooked
 from tests.models import random_hf, write_as
 from tests.verification import naive
-from tests.verification.conftest import needs_hooked
 
 LONG = 23
 """Beyond two windows of five, and beyond where attention of a layer above could reach back."""

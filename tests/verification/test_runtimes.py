@@ -17,14 +17,13 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import BadInput, CannotDoHere, ConfigError, TensorMismatch
 from converter.layout import Layout
 from converter.verification import load_bridge, load_hooked, standard_probes
-from converter.verification.judge import measure, pooled_floor
+from converter.verification.judge import MAX_RATIO, measure, pooled_floor
 from converter.verification.loading import has_hooked_transformer
 from converter.verification.reference import forward
 from converter.verification.runtimes import open_runtime
 from converter.verification.subjects import subjects_of
-from converter.verification.verify import MAX_RATIO
+from tests.marks import needs_hooked
 from tests.models import random_hf, write_as
-from tests.verification.conftest import needs_hooked
 
 
 def assert_runs(checkpoint: Checkpoint) -> None:

@@ -21,8 +21,8 @@ from converter.verification import CHECKS, MAX_RATIO, Verification, compare_weig
 from converter.verification.judge import ULP, measure, pooled_floor
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
+from tests.marks import needs_hooked
 from tests.models import Edit, random_hf, write_as
-from tests.verification.conftest import needs_hooked
 
 LAYOUTS: tuple[Layout, ...] = ("hf", "hooked", "bridge")
 CPU: dict[str, Any] = {"device": "cpu"}
