@@ -52,6 +52,7 @@ class Conversion:
             "layout": self.plan.layout,
             "steps": list(self.plan.steps),
             "reverse": self.route.reverse,
+            "notes": list(self.source.notes),
             "remarks": list(self.route.remarks),
             "published": self.published,
             "tensors": len(self.plan.tensors),

@@ -91,6 +91,8 @@ class Display:
             self.say(f"Would add [bold]{done.path}[/]. Dry run: nothing was written.")
             return
         self.say(f"[bold]{done.source.layout} → onnx[/]: added [bold]{done.path}[/]")
+        for line in map(escape, done.source.notes):
+            self.say(f"  {line}")
         self.say(f"  {written(done.result)}")
         self._verified(done.verification)
 
@@ -104,6 +106,7 @@ class Display:
         plan = done.plan
         if plan.steps and done.route.reverse == "none":
             yield f"processed: {', '.join(plan.steps)}"
+        yield from map(escape, done.source.notes)
         yield from done.route.remarks
         reasons = dict.fromkeys(plan.dropped.values())
         for reason in reasons:
@@ -237,6 +240,7 @@ class Display:
             ("buffers", few(checkpoint.dropped) if checkpoint.dropped else "none"),
             ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
             ("provenance", origin(facts["provenance"])),
+            *(("note", escape(note)) for note in checkpoint.notes),
         ]  # fmt: skip
         if graph := facts["onnx"]:
             rows.append(("graph", graph_line(graph)))

@@ -118,6 +118,7 @@ class Addition:
             "layout": self.source.layout,
             "steps": list(route.steps),
             "reverse": "none",
+            "notes": list(self.source.notes),
             "published": self.published,
             "onnx": facts(self.result) if self.result else None,
             "verification": self.verification.to_json() if self.verification else None,

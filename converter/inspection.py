@@ -68,6 +68,7 @@ class Inspection:
             "dtypes": self.dtypes,
             "head": "tied" if self.checkpoint.headless else "stored",
             "buffers": list(self.checkpoint.dropped),
+            "notes": list(self.checkpoint.notes),
             "tensors": [
                 {
                     "name": t.name,

@@ -190,3 +190,17 @@ def test_help_and_inspect_never_import_torch(hooked: tuple[Tensors, Path]) -> No
             [sys.executable, "-c", program, *arguments], capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
+
+
+def test_what_was_filled_in_is_said_and_kept(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    del config["layer_norm_epsilon"]
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    source = open_checkpoint(tmp_path / "hf")
+    (note,) = source.notes
+    assert "layer_norm_epsilon=1e-05" in note
+    assert Inspection(source).to_json()["notes"] == [note]
+    assert hf_to_tl(source, tmp_path / "tl", check=False).to_json()["notes"] == [note]
+    assert json.loads((tmp_path / "tl/neoconvert.json").read_text())["notes"] == [note]
+    assert open_checkpoint(tmp_path / "tl").notes == ()

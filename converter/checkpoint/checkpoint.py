@@ -34,6 +34,9 @@ class Checkpoint:
     """By `hooked` name. Absent: not in the files (neutral, or the tied head)."""
     dropped: tuple[str, ...]
     """Known buffers that the files hold beside the weights."""
+    notes: tuple[str, ...] = ()
+    """What was found, filled in or passed over on opening, that a person should know: one
+    sentence each, without a full stop."""
     graph: Path | None = None
     """The ONNX file that the weights were read from: its graph computes, not the layout's library."""
 
@@ -135,7 +138,8 @@ def open_checkpoint(
     found = {name: stored for reader in source.readers for name, stored in reader.tensors.items()}
     other = {name: code for reader in source.readers for name, code in reader.other.items()}
     layout = detect(set(found), source)
-    config = _config(source, layout, len(found))
+    notes: list[str] = []
+    config = _config(source, layout, len(found), notes)
     if layout == "hf" and "wte.weight" in found:
         found = {f"transformer.{name}": stored for name, stored in found.items()}
         other = {f"transformer.{name}": code for name, code in other.items()}
@@ -154,7 +158,7 @@ def open_checkpoint(
     if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:
         config = NeoConfig(**{**config.__dict__, "folded": True})
     _check_present(layout, slots, stored, config, source)
-    return Checkpoint(source, layout, config, slots, stored, tuple(dropped))
+    return Checkpoint(source, layout, config, slots, stored, tuple(dropped), tuple(notes))
 
 
 def detect(names: set[str], source: Source) -> Layout:
@@ -174,14 +178,14 @@ def detect(names: set[str], source: Source) -> Layout:
     )
 
 
-def _config(source: Source, layout: Layout, n_tensors: int) -> NeoConfig:
+def _config(source: Source, layout: Layout, n_tensors: int, notes: list[str]) -> NeoConfig:
     where = str(source.config_path)
     if layout == "hooked" and source.tl_config is not None:
-        config = from_tl(source.tl_config, where)
+        config = from_tl(source.tl_config, where, notes)
     elif source.hf_config is not None:
-        config = from_hf(source.hf_config, where)
+        config = from_hf(source.hf_config, where, notes)
     elif source.tl_config is not None:
-        config = from_tl(source.tl_config, where)
+        config = from_tl(source.tl_config, where, notes)
     else:
         wanted = "cfg.json" if layout == "hooked" else "config.json"
         raise ConfigError(

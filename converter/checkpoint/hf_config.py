@@ -11,8 +11,13 @@ from converter.errors import ConfigError
 HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 
 
-def from_hf(config: Mapping[str, Any], where: str = "config.json") -> NeoConfig:
+def from_hf(
+    config: Mapping[str, Any], where: str = "config.json", notes: list[str] | None = None
+) -> NeoConfig:
     """Read an HF `config.json`. Fields left out take transformers' defaults.
+
+    Args:
+        notes: is told what was filled in.
 
     Raises:
         ConfigError: not a GPT-Neo config, or its numbers do not fit together.
@@ -25,6 +30,9 @@ def from_hf(config: Mapping[str, Any], where: str = "config.json") -> NeoConfig:
             "Name a GPT-Neo checkpoint, such as EleutherAI/gpt-neo-125m.",
         )
     config = {**{k: config[alias] for k, alias in HF_ALIASES.items() if alias in config}, **config}
+    left_out = [f"{name}={default}" for _, name, default in PAIRS if name not in config]
+    if left_out and notes is not None:
+        notes.append(f"config.json leaves out {', '.join(left_out)}: transformers' defaults")
     fields: dict[str, Any] = {}
     for ours, theirs, default in PAIRS:
         if isinstance(default, int):

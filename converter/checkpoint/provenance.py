@@ -102,6 +102,7 @@ def write(
         "route": route.name,
         "steps": list(plan.steps),
         "reverse": route.reverse,
+        "notes": list(source.notes),
         "dropped": plan.dropped,
         "invented": list(plan.invented),
         "tied": route.tied,

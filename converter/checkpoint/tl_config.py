@@ -34,8 +34,13 @@ TL_REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
 """Fields of a TL config that GPT-Neo cannot vary: accepted values, and why."""
 
 
-def from_tl(config: Mapping[str, Any], where: str = "cfg.json") -> NeoConfig:
+def from_tl(
+    config: Mapping[str, Any], where: str = "cfg.json", notes: list[str] | None = None
+) -> NeoConfig:
     """Read a HookedTransformerConfig given as a dict.
+
+    Args:
+        notes: is told what was filled in.
 
     Raises:
         ConfigError: malformed, or inconsistent with itself.
@@ -91,6 +96,8 @@ def from_tl(config: Mapping[str, Any], where: str = "cfg.json") -> NeoConfig:
         types = ["global"] * n_layers
     elif not isinstance(types, (list, tuple)):
         raise fail("use_local_attn is set, but attn_types is not a list.", where)
+    if notes is not None and "eps" not in config:
+        notes.append("cfg.json leaves out eps=1e-05: TransformerLens's default")
     # Without local layers the window is unused; HF wants a number all the same.
     window = config.get("window_size")
     fields["window_size"] = (
