@@ -11,27 +11,48 @@ Names are imported when they are first used, so that `import converter` is insta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from converter.errors import (
+    BadInput,
+    CannotDoHere,
+    CannotUndo,
+    ConfigError,
+    CorruptFile,
+    MissingShard,
+    MissingTensor,
+    NeoconvertError,
+    NotRepresentable,
+    OutputExists,
+    PickleRefused,
+    SamePlace,
+    SourceNotFound,
+    TensorMismatch,
+    UnknownTensor,
+    UsageError,
+    VerificationFailed,
+)
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint, open_checkpoint
-    from converter.convert import Conversion, bake, export_onnx, hf_to_tl, tl_to_hf
+    from converter.convert import bake, export_onnx, hf_to_tl, tl_to_hf
     from converter.explaining import Explanation, explain
     from converter.exporting import Graph
     from converter.inspection import Inspection
     from converter.opening import open_artifact
+    from converter.pipeline import Conversion
     from converter.verification.loading import load_bridge, load_hooked
     from converter.verification.result import Verification
     from converter.verification.verify import verify
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Conversion": "convert",
+    "Conversion": "pipeline",
     "Explanation": "explaining",
+    "Graph": "exporting",
     "Inspection": "inspection",
     "Verification": "verification",
     "bake": "convert",
-    "Graph": "exporting",
     "explain": "explaining",
     "export_onnx": "convert",
     "hf_to_tl": "convert",
@@ -44,12 +65,29 @@ _HOMES = {
 }
 
 __all__ = [
+    "BadInput",
+    "CannotDoHere",
+    "CannotUndo",
     "Checkpoint",
+    "ConfigError",
     "Conversion",
+    "CorruptFile",
     "Explanation",
     "Graph",
     "Inspection",
+    "MissingShard",
+    "MissingTensor",
+    "NeoconvertError",
+    "NotRepresentable",
+    "OutputExists",
+    "PickleRefused",
+    "SamePlace",
+    "SourceNotFound",
+    "TensorMismatch",
+    "UnknownTensor",
+    "UsageError",
     "Verification",
+    "VerificationFailed",
     "bake",
     "explain",
     "export_onnx",
@@ -67,3 +105,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -16,10 +16,10 @@ from converter.progress import Progress
 from converter.wording import by_block, few, files, graph_line, origin, size, software, written
 
 if TYPE_CHECKING:
-    from converter.convert import Conversion
     from converter.explaining import Explanation
     from converter.exporting import Addition
     from converter.inspection import Inspection
+    from converter.pipeline import Conversion
     from converter.verification import ProbeResult, RuntimeInfo, Verification
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.publish import adding, require_free
+from converter.choices import one_of
 from converter.errors import UsageError, VerificationFailed
-from converter.progress import Progress
+from converter.request import Checking
 from converter.routing import plain
-from converter.verification import Verification, verify
+from converter.verification import Verification
 
 if TYPE_CHECKING:
     from converter.onnx import ExportResult
@@ -28,6 +29,10 @@ class Graph:
 
     `weights`: "shared", "external" or "inline" (`converter.onnx.weights`). `hooks`: patterns of
     TransformerLens's hook points. `client`: None, or "transformers-js" for its folders.
+
+    Raises:
+        UsageError: no such value. Or: transformers.js looks for the graph in a folder of its own,
+            and a graph cannot share weights outside its folder.
     """
 
     weights: WeightsMode = "shared"
@@ -35,23 +40,23 @@ class Graph:
     hooks: tuple[str, ...] = ()
     client: str | None = None
 
+    def __post_init__(self) -> None:
+        one_of(self.weights, get_args(WeightsMode), "--weights")
+        if self.client is not None:
+            one_of(self.client, (TRANSFORMERS_JS,), "--for")
+        if self.client and self.weights == "shared":
+            raise UsageError(
+                "A graph in the folder onnx/ cannot share weight files outside it.",
+                where="--for transformers-js --weights shared",
+                do="Use --weights external. Or leave --for out: transformers.js opens a directory"
+                " that holds model.onnx when it is given { subfolder: '' }.",
+            )
+
     @staticmethod
     def of(
         weights: WeightsMode | None, with_past: bool, hooks: Sequence[str], client: str | None
     ) -> Graph:
-        """Defaults filled in.
-
-        Raises:
-            UsageError: transformers.js looks for the graph in a folder of its own, and a graph
-                cannot share weights outside its folder.
-        """
-        if client and weights == "shared":
-            raise UsageError(
-                "A graph in the folder onnx/ cannot share weight files outside it.",
-                where="--for transformers-js --weights shared",
-                do="Leave --weights out. Or leave --for out: transformers.js opens a directory that"
-                " holds model.onnx when it is given { subfolder: '' }.",
-            )
+        """`weights` None: "shared", or where the client cannot have that, "external"."""
         return Graph(
             weights or ("external" if client else "shared"), with_past, tuple(hooks), client
         )
@@ -105,6 +110,10 @@ class Addition:
     result: ExportResult | None
     verification: Verification | None
 
+    def __repr__(self) -> str:
+        state = "verified" if self.verification else "published" if self.published else "planned"
+        return f"<Addition {self.path} beside {self.source!r}, {state}>"
+
     @property
     def published(self) -> bool:
         return self.result is not None
@@ -143,18 +152,15 @@ def facts(result: ExportResult) -> dict[str, Any]:
 def add_graph(
     source: Checkpoint,
     graph: Graph,
+    checking: Checking,
     *,
     overwrite: bool = False,
     dry_run: bool = False,
-    check: bool = True,
-    progress: Progress | None = None,
-    **verifying: Any,
 ) -> Addition:
     """Add model.onnx beside a checkpoint's own weights, which it shares. Nothing else changes.
 
     Args:
-        check: run the graph in onnxruntime before it gets its name, against the checkpoint.
-        verifying: further arguments of `verify`.
+        checking: how it is run in onnxruntime before it gets its name, against the checkpoint.
 
     Raises:
         UsageError: what must be written besides the graph; or model.onnx is there (OutputExists).
@@ -181,12 +187,9 @@ def add_graph(
             source, weights=graph.weights, with_past=graph.with_past, hooks=graph.hooks,
             file_name=stage.name,
         )  # fmt: skip
-        verification = None
-        if check:
-            route = replace(plain(source), absorbs=False)
-            verification = verify(
-                source, open_graph(stage, str(path)), route=route, progress=progress, **verifying
-            )
+        route = replace(plain(source), absorbs=False)
+        verification = checking.verify(source, open_graph(stage, str(path)), route)
+        if verification:
             require_verified(verification)
     result = replace(written, path=path, written=(path,))
     return Addition(source, path, result, verification)

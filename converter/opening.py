@@ -8,12 +8,19 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.source import holds_weights
 from converter.errors import SourceNotFound
 
+Given = Checkpoint | str | Path
+"""What every function of the API takes for a checkpoint."""
 GRAPHS = ("model.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx")
 """Where a directory's graph is looked for: as optimum and as transformers.js keep it."""
 
 
+def opened(given: Given) -> Checkpoint:
+    """A checkpoint, opened unless it is so already. Raises: see `open_checkpoint`."""
+    return given if isinstance(given, Checkpoint) else open_checkpoint(given)
+
+
 def open_artifact(
-    given: str | Path,
+    given: Given,
     *,
     revision: str | None = None,
     cfg: Path | None = None,
@@ -23,6 +30,8 @@ def open_artifact(
 
     Raises: see `open_checkpoint` and `converter.onnx.read_onnx`.
     """
+    if isinstance(given, Checkpoint):
+        return given
     path = Path(given).expanduser()
     graph = path if path.suffix == ".onnx" else None
     if path.is_dir() and not holds_weights(path):

@@ -17,6 +17,7 @@ from converter.processing import Carry, Rounding, State, Step, detect, in_order
 from converter.route import Functional, Processing, Route, Tensors, Undoing, groups
 
 Reverse = Literal["auto", "exact", "functional"]
+REVERSES: tuple[Reverse, ...] = ("auto", "exact", "functional")
 _HEAD_READERS = {"fold_ln", "center_writing_weights", "center_unembed"}
 """Steps that change the embedding or the head, so that they are one matrix no longer."""
 

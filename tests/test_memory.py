@@ -18,13 +18,14 @@ from tests.checkpoints import Recipe
 PROGRAM = """
 import json, resource, sys
 from converter.checkpoint import open_checkpoint
-from converter.convert import convert
+from converter.pipeline import convert
+from converter.request import Checking
 from converter.routing import plain
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 small, big, out, layout = sys.argv[1:]
-convert(plain(open_checkpoint(small)), __import__('pathlib').Path(out + '-small'), layout=layout, check=False)
+convert(plain(open_checkpoint(small)), __import__('pathlib').Path(out + '-small'), layout, checking=Checking(False))
 before = peak()
-done = convert(plain(open_checkpoint(big)), __import__('pathlib').Path(out), layout=layout, check=False)
+done = convert(plain(open_checkpoint(big)), __import__('pathlib').Path(out), layout, checking=Checking(False))
 print(json.dumps({'grown': peak() - before, 'model': done.plan.nbytes}))
 """
 

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from converter.checkpoint import open_checkpoint
-from converter.convert import convert, hf_to_tl, tl_to_hf
+from converter.convert import hf_to_tl, tl_to_hf
 from converter.layout import Layout
+from converter.pipeline import convert
+from converter.request import Checking, Writing
 from converter.routing import plain
 from converter.verification import verify
 from tests.checkpoints import Recipe, read_all, recipes, same, tensors_of, write_hf
 
+UNCHECKED = Checking(check=False)
 layouts = st.sampled_from(["hooked", "bridge"])
 shard_sizes = st.sampled_from(["5GB", "300", "2KB"])
 
@@ -45,8 +48,8 @@ def test_hooked_and_bridge_are_one_model(recipe: Recipe) -> None:
         write_hf(root / "hf", recipe)
         hf_to_tl(root / "hf", root / "bridge", layout="bridge", check=False)
         hf_to_tl(root / "hf", root / "hooked", check=False)
-        convert(plain(open_checkpoint(root / "bridge")), root / "h", layout="hooked", check=False)
-        convert(plain(open_checkpoint(root / "hooked")), root / "b", layout="bridge", check=False)
+        convert(plain(open_checkpoint(root / "bridge")), root / "h", "hooked", checking=UNCHECKED)
+        convert(plain(open_checkpoint(root / "hooked")), root / "b", "bridge", checking=UNCHECKED)
         assert same(read_all(root / "h"), read_all(root / "hooked"))
         assert same(read_all(root / "b"), read_all(root / "bridge"))
 
@@ -130,9 +133,8 @@ def test_without_provenance_the_config_is_rebuilt(tmp_path: Path) -> None:
 def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
     write_hf(tmp_path / "hf", Recipe(buffers=True, shards=2))
     source = open_checkpoint(tmp_path / "hf")
-    done = convert(
-        plain(source), tmp_path / "tl", layout="hooked", max_shard_size="400", check=False
-    )
+    writing = Writing(max_shard_size="400")
+    done = convert(plain(source), tmp_path / "tl", "hooked", writing, UNCHECKED)
     written = read_all(tmp_path / "tl")
     assert {t.name: t.shape for t in done.plan.tensors} == {n: t.shape for n, t in written.items()}
     assert sum(t.nbytes for t in written.values()) == done.plan.nbytes

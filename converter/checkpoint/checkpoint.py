@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ class Checkpoint:
     source: Source
     layout: Layout
     config: NeoConfig
-    slots: dict[str, Slot] = field(repr=False)
+    slots: dict[str, Slot]
     """The layout's table for this model, by `hooked` name."""
-    stored: dict[str, Stored] = field(repr=False)
+    stored: dict[str, Stored]
     """By `hooked` name. Absent: not in the files (neutral, or the tied head)."""
     dropped: tuple[str, ...]
     """Known buffers that the files hold beside the weights."""
@@ -39,6 +39,10 @@ class Checkpoint:
     sentence each, without a full stop."""
     graph: Path | None = None
     """The ONNX file that the weights were read from: its graph computes, not the layout's library."""
+
+    def __repr__(self) -> str:
+        sizes = f"{self.config.n_layers} layers, d_model {self.config.d_model}"
+        return f"<Checkpoint {self.source.given} ({self.layout}): {sizes}>"
 
     @property
     def complete(self) -> bool:

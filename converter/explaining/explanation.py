@@ -118,6 +118,11 @@ class Explanation:
     """Beyond the weights: configs that are not one model's."""
     tensors: tuple[TensorFact, ...]
 
+    def __repr__(self) -> str:
+        steps = f": {', '.join(self.steps)}" if self.steps else ""
+        left = f", {len(self.unexplained)} tensors unexplained" if self.unexplained else ""
+        return f"<Explanation {self.original} → {self.converted}: {self.verdict}{steps}{left}>"
+
     @property
     def unexplained(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.tensors if not t.explained)

@@ -27,6 +27,7 @@ from converter.explaining.heads import attention
 from converter.explaining.place import Place, locate
 from converter.explaining.unit import Pair, load, unpack
 from converter.layout import Unit
+from converter.opening import Given, opened
 from converter.processing import STEPS
 from converter.processing.fold_ln import NORMS
 from converter.progress import Progress, silent
@@ -67,9 +68,7 @@ class _Read:
     """Which checkpoints carry biases in their LayerNorms."""
 
 
-def explain(
-    original: Checkpoint, converted: Checkpoint, *, progress: Progress = silent
-) -> Explanation:
+def explain(original: Given, converted: Given, *, progress: Progress = silent) -> Explanation:
     """Name the processing steps that separate two checkpoints of one model, from weights alone.
 
     The verdict is
@@ -79,7 +78,11 @@ def explain(
         different-model  something else differs, or the configs say so (sizes included)
 
     Memory is bounded by one unit of each.
+
+    Raises:
+        BadInput: see `open_checkpoint`.
     """
+    original, converted = opened(original), opened(converted)
     reasons = _other_sizes(original, converted)
     if reasons:
         return _verdict(original, converted, _Read(), False, reasons)

@@ -146,6 +146,12 @@ class Verification:
     artifact: str = ""
     layers: tuple[Layers, ...] = ()
 
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else f"failed: {' '.join(self.problems[:2])}"
+        compared = f"{self.weights.compared} tensors, " if self.weights else ""
+        pair = f"{self.artifact} against {self.original}"
+        return f"<Verification of {pair}: {compared}{len(self.probes)} probes, {verdict}>"
+
     def summary(self) -> str:
         """A few lines for people."""
         lines = []

@@ -11,15 +11,22 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.provenance import made_from
+from converter.choices import one_of
 from converter.errors import MissingTensor, UsageError
-from converter.opening import open_artifact
+from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.routing import between, unprocessed
 from converter.verification.judge import MAX_RATIO
-from converter.verification.probes import Effort, Probe, standard_probes, text_probes
+from converter.verification.probes import (
+    EFFORTS,
+    Effort,
+    Probe,
+    standard_probes,
+    text_probes,
+)
 from converter.verification.result import Divergence, Layers, Verification
-from converter.verification.subjects import Subject, graph_beside, subjects_of
+from converter.verification.subjects import RUNTIMES, Subject, graph_beside, subjects_of
 from converter.verification.weights import (
     WeightCheck,
     compare_structure,
@@ -32,8 +39,8 @@ CHECKS = ("weights", "function")
 
 
 def verify(
-    original: Checkpoint | str | Path,
-    artifact: Checkpoint | str | Path,
+    original: Given,
+    artifact: Given,
     *,
     route: Route | None = None,
     checks: Collection[str] = CHECKS,
@@ -78,9 +85,10 @@ def verify(
             where="--check",
             do=f"Name {' or '.join(CHECKS)}.",
         )
-    original, artifact = (
-        one if isinstance(one, Checkpoint) else open_artifact(one) for one in (original, artifact)
-    )
+    original, artifact = open_artifact(original), open_artifact(artifact)
+    one_of(effort, EFFORTS, "--effort")
+    if runtime is not None:
+        one_of(runtime, RUNTIMES, "--runtime")
     limit = MAX_RATIO if max_ratio is None else max_ratio
     if not 0 < limit < math.inf:
         raise UsageError(

@@ -1,0 +1,127 @@
+"""The pipeline: plan -> stream units -> export a graph -> verify -> publish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint import Checkpoint, open_checkpoint, provenance, sidecar
+from converter.checkpoint.ledger_file import LedgerWriter
+from converter.checkpoint.plan import Plan, make_plan
+from converter.checkpoint.publish import check_output, staging
+from converter.checkpoint.source import WEIGHTS
+from converter.exporting import facts, require_verified
+from converter.layout import Layout
+from converter.request import Checking, Writing
+from converter.route import Processing, Route
+from converter.streaming import stream
+from converter.verification import Verification
+
+if TYPE_CHECKING:
+    from converter.onnx import ExportResult
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did, or with `published` False would do."""
+
+    route: Route
+    output: Path
+    plan: Plan
+    published: bool
+    verification: Verification | None
+    graph: ExportResult | None = None
+    graph_alone: bool = False
+    """The graph has the weights itself, and no weight file is beside it."""
+
+    def __repr__(self) -> str:
+        state = "published" if self.published else "planned"
+        if self.verification:
+            state = "verified"
+        return (
+            f"<Conversion {self.source.layout} → {self.plan.layout}, {self.output}:"
+            f" {len(self.plan.tensors)} tensors, {self.plan.nbytes:,} bytes, {state}>"
+        )
+
+    @property
+    def source(self) -> Checkpoint:
+        return self.route.source
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that DESIGN's JSON contract names, and the plan's figures."""
+        return {
+            "source": self.source.source.given,
+            "output": str(self.output),
+            "layout": self.plan.layout,
+            "steps": list(self.plan.steps),
+            "reverse": self.route.reverse,
+            "notes": list(self.source.notes),
+            "remarks": list(self.route.remarks),
+            "published": self.published,
+            "tensors": len(self.plan.tensors),
+            "bytes": self.plan.nbytes,
+            "shards": [] if self.graph_alone else list(self.plan.shards),
+            "dropped": list(self.plan.dropped),
+            "invented": list(self.plan.invented),
+            "onnx": facts(self.graph) if self.graph else None,
+            "verification": self.verification.to_json() if self.verification else None,
+        }
+
+
+def convert(
+    route: Route,
+    output: Path,
+    layout: Layout,
+    writing: Writing | None = None,
+    checking: Checking | None = None,
+) -> Conversion:
+    """Convert by `route` to `layout` and publish at `output`, verified.
+
+    Raises:
+        NotRepresentable: the target cannot hold what the source holds.
+        OutputExists, SamePlace: see `publish.check_output`.
+        VerificationFailed: the files do not reproduce the source; nothing was published.
+    """
+    source, writing, checking = route.source, writing or Writing(), checking or Checking()
+    check_output(output, source.source.path, overwrite=writing.overwrite)
+    graph, code = writing.graph, writing.code
+    plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
+    if layout == "hooked":
+        sidecar.cfg(route, plan)  # an activation that TL lacks is refused before a weight is read
+    if graph is not None:
+        graph.require_possible(plan.config, plan.nbytes)
+    if writing.dry_run:
+        return Conversion(route, output, plan, False, None, None, writing.graph_alone)
+    checking.require_device()
+    keeps = isinstance(route, Processing) and route.pipeline and writing.ledger != "none"
+    book = LedgerWriter(writing.ledger) if keeps and not writing.graph_alone else None
+    with staging(output) as stage:
+        sha256 = stream(route, plan, stage, book, checking.say)
+        said = graph.config if graph else None
+        sidecar.write(route, plan, stage, recast=code is not None, graph=said)
+        if book:
+            book.save(stage, tied=source.tied, original_sha256=sha256.read)
+        artifact, exported = open_checkpoint(stage), None
+        if graph:
+            made = {"route": route.name, "steps": list(plan.steps)}
+            made["source_sha256"] = provenance.digest(sha256.read)
+            exported = graph.write(artifact, made)
+        verification = checking.verify(source, artifact, route)
+        if verification:
+            verification = replace(verification, artifact=str(output))  # its name from now on
+            require_verified(verification)
+        if writing.graph_alone:
+            for name in (*plan.shards, f"{WEIGHTS}.index.json", "cfg.json"):
+                (stage / name).unlink(missing_ok=True)
+        provenance.write(
+            stage,
+            route,
+            plan,
+            source_sha256=sha256.read,
+            output_sha256=sha256.written,
+            verification=verification.kept() if verification else None,
+        )
+    if exported:
+        exported = exported.moved(stage, output)
+    return Conversion(route, output, plan, True, verification, exported, writing.graph_alone)

@@ -1,0 +1,108 @@
+"""What is asked for beside the route: how the result is stored, and how it is verified.
+
+Every value is checked when it is given, so that none is refused after an hour's work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from converter.checkpoint import Checkpoint
+from converter.choices import one_of
+from converter.dtypes import NAMES, code_named
+from converter.processing.ledger import Kind
+from converter.progress import Progress, silent
+from converter.route import Route
+from converter.verification import Verification, verify
+from converter.verification.loading import resolve_device
+from converter.verification.probes import EFFORTS, Effort
+
+if TYPE_CHECKING:
+    import torch
+
+    from converter.exporting import Graph
+
+LedgerKind = Literal[Kind, "none"]
+Runtime = Literal["torch", "onnxruntime"]
+KEEP = "keep"
+
+
+def code_asked(dtype: str | torch.dtype | None) -> str | None:
+    """The safetensors code of "float16" or `torch.float16`; None for None and "keep".
+
+    Raises:
+        UsageError: no dtype that weights are stored in.
+    """
+    if dtype is None or dtype == KEEP:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    one_of(name, (KEEP, *NAMES.values()), "--dtype")
+    return code_named(name)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the result is stored; see `convert.hf_to_tl`."""
+
+    dtype: str | torch.dtype | None = None
+    ledger: LedgerKind = "compact"
+    max_shard_size: str = "5GB"
+    graph: Graph | None = None
+    keep_weights: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        code_asked(self.dtype)
+        one_of(self.ledger, ("compact", "exact", "none"), "--ledger")
+
+    @property
+    def code(self) -> str | None:
+        """The safetensors code to store in; None: each tensor keeps its own."""
+        return code_asked(self.dtype)
+
+    @property
+    def graph_alone(self) -> bool:
+        """The graph has the weights itself, and no weight file is to be beside it."""
+        return self.graph is not None and self.graph.weights != "shared" and not self.keep_weights
+
+
+@dataclass(frozen=True)
+class Checking:
+    """How the files are verified before they are published; see `verification.verify`."""
+
+    check: bool = True
+    device: str = "auto"
+    runtime: Runtime | None = None
+    effort: Effort = "standard"
+    layers: bool = False
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.runtime is not None:
+            one_of(self.runtime, get_args(Runtime), "--runtime")
+        one_of(self.effort, EFFORTS, "--effort")
+
+    @property
+    def say(self) -> Progress:
+        return self.progress or silent
+
+    def require_device(self) -> None:
+        """
+        Raises:
+            CannotDoHere: the device asked for is not here; told before an hour's work.
+        """
+        if self.check:
+            resolve_device(self.device)
+
+    def verify(
+        self, original: Checkpoint, artifact: Checkpoint, route: Route
+    ) -> Verification | None:
+        """None where no check was asked for."""
+        if not self.check:
+            return None
+        return verify(
+            original, artifact, route=route, device=self.device, runtime=self.runtime,
+            effort=self.effort, layers=self.layers, progress=self.progress,
+        )  # fmt: skip

@@ -1,0 +1,117 @@
+"""The Python API is as careful as the command line: what it does not know is refused, and named."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import converter
+from converter import convert, errors
+from converter.errors import UsageError
+from tests.checkpoints import Recipe, read_all, write_hf
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("hf_to_tl", {"process": "default", "ledger": "exakt"}, "exact"),
+    ("hf_to_tl", {"dtype": "fp16"}, "float16"),
+    ("hf_to_tl", {"dtype": torch.int8}, "keep"),
+    ("hf_to_tl", {"layout": "hook"}, "hooked"),
+    ("hf_to_tl", {"layout": "hf"}, "bridge"),
+    ("hf_to_tl", {"layout": None}, "hooked"),
+    ("hf_to_tl", {"process": "fold"}, "fold_ln"),
+    ("hf_to_tl", {"effort": "fast"}, "quick"),
+    ("hf_to_tl", {"runtime": "onnx"}, "onnxruntime"),
+    ("hf_to_tl", {"max_shard_size": "big"}, "5GB"),
+    ("bake", {"ledger": ""}, "compact"),
+    ("tl_to_hf", {"reverse": "functionl"}, "functional"),
+    ("export_onnx", {"dtype": "half"}, "float16"),
+]
+UNKNOWN = [
+    (name, option)
+    for name in ("hf_to_tl", "tl_to_hf", "bake", "export_onnx")
+    for option in ("nonsense", "verbose")
+]
+
+
+@pytest.fixture
+def hf(tmp_path: Path) -> Path:
+    write_hf(tmp_path / "hf", Recipe(finite=True))
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize(("name", "options", "nearest"), WRONG)
+def test_a_wrong_value_is_refused_with_the_nearest(
+    name: str, options: dict[str, Any], nearest: str, hf: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        getattr(converter, name)(hf, tmp_path / "out", check=False, **options)
+    assert nearest in raised.value.do
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(("name", "option"), UNKNOWN)
+def test_an_unknown_keyword_is_refused(name: str, option: str, hf: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=option):
+        getattr(converter, name)(hf, tmp_path / "out", **{option: 3})
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "exteral"},
+        {"client": "transformersjs", "weights": "external"},
+        {"client": "transformers-js"},
+    ],
+)
+def test_a_graph_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"no value|cannot share"):
+        converter.Graph(**options)
+
+
+def test_torch_dtypes_are_dtypes(hf: Path, tmp_path: Path) -> None:
+    converter.hf_to_tl(hf, tmp_path / "out", dtype=torch.bfloat16, check=False)
+    assert {t.dtype.name for t in read_all(tmp_path / "out").values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("name", ["hf_to_tl", "tl_to_hf", "bake", "export_onnx"])
+def test_every_option_has_a_name(name: str) -> None:
+    parameters = inspect.signature(getattr(convert, name)).parameters.values()
+    assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)
+
+
+def test_dir_shows_what_there_is() -> None:
+    assert set(converter.__all__) <= set(dir(converter))
+    for name in converter.__all__:
+        getattr(converter, name)
+    faults = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert faults - {"Any", "ClassVar"} <= set(converter.__all__)
+
+
+def test_explain_takes_paths(hf: Path, tmp_path: Path) -> None:
+    converter.hf_to_tl(hf, str(tmp_path / "tl"), process="fold_ln", check=False)
+    found = converter.explain(str(hf), tmp_path / "tl")
+    assert found.verdict == "same-function"
+    assert "fold_ln" in repr(found)
+
+
+@pytest.mark.parametrize("option", ["effort", "runtime"])
+def test_verify_refuses_what_it_does_not_know(option: str, hf: Path) -> None:
+    with pytest.raises(UsageError, match=f"no value of {option}"):
+        converter.verify(hf, hf, **{option: "fast"})  # type: ignore[arg-type]
+
+
+def test_results_are_short_to_look_at(hf: Path, tmp_path: Path) -> None:
+    results: list[Any] = [
+        converter.hf_to_tl(hf, tmp_path / "tl", check=False),
+        converter.hf_to_tl(hf, tmp_path / "no", dry_run=True),
+        converter.export_onnx(hf, check=False),
+        converter.open_checkpoint(hf),
+        converter.verify(hf, tmp_path / "tl", checks=["weights"]),
+    ]
+    for result in (*results, converter.Inspection(results[3])):
+        assert len(repr(result)) < 500, result
+        assert "hf" in repr(result) or "tl" in repr(result)
