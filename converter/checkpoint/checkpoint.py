@@ -138,7 +138,11 @@ def open_checkpoint(
         BadInput: see `converter.errors`; the message names the file, the tensor, what was
             expected and what was found.
     """
-    source = find(str(given), revision=revision, cfg=cfg, allow_pickle=allow_pickle)
+    return read_checkpoint(find(str(given), revision=revision, cfg=cfg, allow_pickle=allow_pickle))
+
+
+def read_checkpoint(source: Source) -> Checkpoint:
+    """What a source's headers and config say. Raises: see `open_checkpoint`."""
     found = {name: stored for reader in source.readers for name, stored in reader.tensors.items()}
     other = {name: code for reader in source.readers for name, code in reader.other.items()}
     layout = detect(set(found), source)

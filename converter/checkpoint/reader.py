@@ -11,15 +11,19 @@ import json
 import math
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from converter.dtypes import CODES, NAMES, code_named, nbytes
+from converter.dtypes import CODES, NAMES, code_named, code_of, nbytes
 from converter.errors import CannotDoHere, CorruptFile, PickleRefused, TensorMismatch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,52 @@ def _bytes_of(code: str, shape: tuple[int, ...], path: Path, name: str) -> int:
     return math.prod(shape) * bits // 8
 
 
-class PickleReader(Reader):
+class TorchReader(Reader):
+    """Tensors that are in memory already, of one state dict. What is read of a tensor on the CPU
+    is a view, and cannot be written to.
+
+    Args:
+        place: what messages call the place where they are.
+    """
+
+    def __init__(self, state: Mapping[str, torch.Tensor], place: Path) -> None:
+        import torch
+
+        self.tensors, self.other = {}, {}
+        self._state: dict[str, torch.Tensor] = {}
+        codes = {getattr(torch, name): code for code, name in NAMES.items()}
+        for name, tensor in state.items():
+            if code := codes.get(tensor.dtype):
+                self.tensors[name] = Stored(name, code, tuple(tensor.shape), place)
+                self._state[name] = tensor
+            else:
+                self.other[name] = str(tensor.dtype)
+
+    def read(self, name: str) -> np.ndarray:
+        array = as_numpy(self._state[name])
+        array.flags.writeable = False
+        return array
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's bits as an array, without a copy where it is on the CPU and contiguous."""
+    import torch
+
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    dtype = CODES[code_named(str(tensor.dtype).removeprefix("torch."))]
+    return cast(np.ndarray, tensor.detach().cpu().contiguous().view(integers).numpy().view(dtype))
+
+
+def as_torch(array: np.ndarray) -> torch.Tensor:
+    """A tensor with memory of its own. The inverse of `as_numpy`."""
+    import torch
+
+    integers = np.dtype(f"i{array.dtype.itemsize}")
+    own = np.array(array, order="C", copy=True).view(integers)
+    return torch.from_numpy(own).view(getattr(torch, NAMES[code_of(array)]))
+
+
+class PickleReader(TorchReader):
     """A state dict that torch saved, always loaded with `weights_only=True`.
 
     `extra` is what was saved beside the state dict: the cfg dict of a (cfg, state dict) pair.
@@ -162,23 +211,7 @@ class PickleReader(Reader):
                 do="Save a plain state dict: torch.save(model.state_dict(), ...), with cfg.to_dict() beside it.",
             ) from error
         self.extra, state_dict = _split_pair(content, path)
-        self.tensors, self.other = {}, {}
-        self._state: dict[str, Any] = {}
-        names = {getattr(torch, name): code_named(name) for name in NAMES.values()}
-        for name, tensor in state_dict.items():
-            if tensor.dtype in names:
-                self.tensors[name] = Stored(name, names[tensor.dtype], tuple(tensor.shape), path)
-                self._state[name] = tensor
-            else:
-                self.other[name] = str(tensor.dtype)
-
-    def read(self, name: str) -> np.ndarray:
-        import torch
-
-        tensor = self._state[name].detach().contiguous()
-        dtype = CODES[self.tensors[name].code]
-        integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-        return cast(np.ndarray, tensor.view(integers).numpy().view(dtype))
+        super().__init__(state_dict, path)
 
 
 def _numpy_scalars() -> list[Any]:
@@ -229,7 +262,7 @@ def _split_pair(content: Any, path: Path) -> tuple[dict[str, Any] | None, dict[s
         states = [part for part in parts if is_state(part)]
         others = [part for part in parts if isinstance(part, dict) and not is_state(part)]
         if len(states) == 1 and len(others) == 1:
-            return _plain(others[0]), states[0]
+            return plain(others[0]), states[0]
     raise CorruptFile(
         "The file holds neither a state dict nor a pair of a cfg dict and a state dict.",
         where=str(path),
@@ -237,11 +270,11 @@ def _split_pair(content: Any, path: Path) -> tuple[dict[str, Any] | None, dict[s
     )
 
 
-def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
+def plain(cfg: dict[str, Any]) -> dict[str, Any]:
     """A cfg dict as JSON would hold it: `torch.float32` becomes "float32"."""
     import torch
 
-    def plain(value: Any) -> Any:
+    def simple(value: Any) -> Any:
         if isinstance(value, torch.dtype):
             return str(value).removeprefix("torch.")
         if isinstance(value, np.generic):
@@ -251,4 +284,4 @@ def _plain(cfg: dict[str, Any]) -> dict[str, Any]:
         except (TypeError, ValueError):
             return str(value)
 
-    return {str(key): plain(value) for key, value in cfg.items()}
+    return {str(key): simple(value) for key, value in cfg.items()}

@@ -42,21 +42,40 @@ class Source:
     path: Path
     """The directory, or the weight file."""
     readers: tuple[Reader, ...]
-    hf_config: Json | None
-    tl_config: Json | None
-    generation_config: Json | None
-    provenance: Json | None
+    hf_config: Json | None = field(repr=False)
+    tl_config: Json | None = field(repr=False)
+    generation_config: Json | None = field(repr=False)
+    provenance: Json | None = field(repr=False)
     revision: str | None = None
     """The commit, for a hub id."""
     config_path: Path | None = None
+    live: bool = False
+    """The weights are in memory: `path` is only what messages call them."""
+    tokenizer: Any = field(default=None, repr=False)
+    """The tokenizer object that goes with them."""
+
+    @property
+    def place(self) -> Path | None:
+        """Where its files are, if anywhere."""
+        return None if self.live else self.path
 
     @property
     def directory(self) -> Path:
+        """
+        Raises:
+            UsageError: the weights are in memory, and have none.
+        """
+        if self.live:
+            raise UsageError(
+                "A model in memory has no directory of its own.",
+                where=self.given,
+                do="Name an OUTPUT directory, or write the model to one first.",
+            )
         return self.path if self.path.is_dir() else self.path.parent
 
     @property
     def is_directory(self) -> bool:
-        return self.path.is_dir()
+        return not self.live and self.path.is_dir()
 
     def tokenizer_files(self) -> list[Path]:
         """Tokenizer files beside the weights. A bare weight file's neighbours are not its own."""
