@@ -34,11 +34,12 @@ from converter.errors import (
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from converter.checkpoint import Checkpoint, open_checkpoint
+    from converter.checkpoint import Checkpoint, open_checkpoint, open_model
     from converter.convert import bake, export_onnx, hf_to_tl, tl_to_hf
     from converter.explaining import Explanation, explain
     from converter.exporting import Graph
     from converter.inspection import Inspection
+    from converter.models import to_bridge, to_hf_model, to_hooked, to_state_dict
     from converter.opening import open_artifact
     from converter.pipeline import Conversion
     from converter.verification.loading import load_bridge, load_hooked
@@ -60,7 +61,12 @@ _HOMES = {
     "load_hooked": "verification.loading",
     "open_artifact": "opening",
     "open_checkpoint": "checkpoint",
+    "open_model": "checkpoint",
     "tl_to_hf": "convert",
+    "to_bridge": "models",
+    "to_hf_model": "models",
+    "to_hooked": "models",
+    "to_state_dict": "models",
     "verify": "verification",
 }
 
@@ -96,7 +102,12 @@ __all__ = [
     "load_hooked",
     "open_artifact",
     "open_checkpoint",
+    "open_model",
     "tl_to_hf",
+    "to_bridge",
+    "to_hf_model",
+    "to_hooked",
+    "to_state_dict",
     "verify",
 ]
 

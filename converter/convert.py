@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.ledger_file import LEDGER
 from converter.checkpoint.publish import check_output
 from converter.choices import one_of
 from converter.errors import BadInput, UsageError
@@ -17,7 +16,7 @@ from converter.pipeline import Conversion, convert
 from converter.processing import parse
 from converter.progress import Progress
 from converter.request import Checking, LedgerKind, Runtime, Writing
-from converter.routing import REVERSES, Reverse, plain, processing, reversing
+from converter.routing import REVERSES, Reverse, has_ledger, plain, processing, reversing
 from converter.verification.probes import Effort
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def hf_to_tl(
     checking = Checking(check, device, runtime, effort, layers, progress)
     source = opened(source)
     _require_hf(source, "Use neoconvert tl-to-hf to bring it to Hugging Face's layout.")
-    check_output(Path(output), source.source.path, overwrite=overwrite)
+    check_output(Path(output), source.source.place, overwrite=overwrite)
     return convert(processing(source, steps, layout), Path(output), layout, writing, checking)
 
 
@@ -107,7 +106,7 @@ def bake(
     _require_hf(
         source, "Use neoconvert tl-to-hf --reverse functional, which bakes what TL processed."
     )
-    check_output(Path(output), source.source.path, overwrite=overwrite)
+    check_output(Path(output), source.source.place, overwrite=overwrite)
     return convert(processing(source, steps, "hf"), Path(output), "hf", writing, checking)
 
 
@@ -155,13 +154,13 @@ def tl_to_hf(
     writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
     checking = Checking(check, device, runtime, effort, layers, progress)
     source = opened(source)
-    if source.layout == "hf" and not (source.directory / LEDGER).is_file():
+    if source.layout == "hf" and not has_ledger(source):
         raise BadInput(
             "SOURCE is in Hugging Face's layout already.",
             where=str(source.source.path),
             do="Use neoconvert hf-to-tl to bring it to TransformerLens's layout.",
         )
-    check_output(Path(output), source.source.path, overwrite=overwrite)
+    check_output(Path(output), source.source.place, overwrite=overwrite)
     route = reversing(source, reverse, recast=writing.code is not None)
     return convert(route, Path(output), "hf", writing, checking)
 
@@ -203,5 +202,5 @@ def export_onnx(
                 do="Name an OUTPUT directory.",
             )
         return add_graph(source, graph, checking, overwrite=overwrite, dry_run=dry_run)
-    check_output(Path(output), source.source.path, overwrite=overwrite)
+    check_output(Path(output), source.source.place, overwrite=overwrite)
     return convert(plain(source), Path(output), source.layout, writing, checking)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint import Checkpoint, open_checkpoint, open_model
 from converter.checkpoint.source import holds_weights
 from converter.errors import SourceNotFound
 
-Given = Checkpoint | str | Path
-"""What every function of the API takes for a checkpoint."""
+if TYPE_CHECKING:
+    import torch
+
+Given: TypeAlias = "Checkpoint | str | Path | torch.nn.Module"
+"""What every function of the API takes for a checkpoint: an open one, a directory, file or hub id,
+or a live model (`open_model`)."""
 GRAPHS = ("model.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx")
 """Where a directory's graph is looked for: as optimum and as transformers.js keep it."""
 
 
 def opened(given: Given) -> Checkpoint:
-    """A checkpoint, opened unless it is so already. Raises: see `open_checkpoint`."""
-    return given if isinstance(given, Checkpoint) else open_checkpoint(given)
+    """A checkpoint, opened unless it is so already.
+
+    Raises: see `open_checkpoint` and `open_model`.
+    """
+    if isinstance(given, Checkpoint):
+        return given
+    return open_checkpoint(given) if isinstance(given, (str, Path)) else open_model(given)
 
 
 def open_artifact(
@@ -30,8 +40,8 @@ def open_artifact(
 
     Raises: see `open_checkpoint` and `converter.onnx.read_onnx`.
     """
-    if isinstance(given, Checkpoint):
-        return given
+    if not isinstance(given, (str, Path)):
+        return opened(given)
     path = Path(given).expanduser()
     graph = path if path.suffix == ".onnx" else None
     if path.is_dir() and not holds_weights(path):

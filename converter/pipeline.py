@@ -11,6 +11,7 @@ from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, make_plan
 from converter.checkpoint.publish import check_output, staging
 from converter.checkpoint.source import WEIGHTS
+from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout
 from converter.request import Checking, Writing
@@ -84,7 +85,7 @@ def convert(
         VerificationFailed: the files do not reproduce the source; nothing was published.
     """
     source, writing, checking = route.source, writing or Writing(), checking or Checking()
-    check_output(output, source.source.path, overwrite=writing.overwrite)
+    check_output(output, source.source.place, overwrite=writing.overwrite)
     graph, code = writing.graph, writing.code
     plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
     if layout == "hooked":
@@ -97,7 +98,7 @@ def convert(
     keeps = isinstance(route, Processing) and route.pipeline and writing.ledger != "none"
     book = LedgerWriter(writing.ledger) if keeps and not writing.graph_alone else None
     with staging(output) as stage:
-        sha256 = stream(route, plan, stage, book, checking.say)
+        sha256 = stream(route, plan, Writer(stage, plan), book, checking.say)
         said = graph.config if graph else None
         sidecar.write(route, plan, stage, recast=code is not None, graph=said)
         if book:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
-from converter.checkpoint.ledger_file import LedgerFile, open_ledger
+from converter.checkpoint.ledger_file import LEDGER, LedgerFile, open_ledger
 from converter.dtypes import cast, sha256
 from converter.errors import CannotUndo, UsageError
 from converter.layout import Layout
@@ -95,7 +95,7 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
     ledger = open_ledger(source.directory) if source.source.is_directory else None
     if reverse != "functional" and ledger is not None:
         return _with_ledger(source, ledger, reverse)
-    carried = _biased_units(source)
+    carried = biased_units(source)
     processed = bool(carried or source.config.folded or recorded_steps(source))
     if not processed:
         return plain(source)
@@ -111,7 +111,11 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
     )
 
 
-def _biased_units(source: Checkpoint) -> set[str]:
+def has_ledger(source: Checkpoint) -> bool:
+    return source.source.is_directory and (source.directory / LEDGER).is_file()
+
+
+def biased_units(source: Checkpoint) -> set[str]:
     """Units with non-zero biases that HF GPT-Neo has no tensor for."""
     names = ("attn.b_Q", "attn.b_K", "attn.b_V", "unembed.b_U")
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from converter.checkpoint import HEAD
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, Planned
-from converter.checkpoint.writer import Writer
+from converter.checkpoint.sink import Sink
 from converter.dtypes import NAMES, cast, sha256
 from converter.errors import CannotUndo, NotRepresentable
 from converter.layout import Slot
@@ -27,9 +26,9 @@ class Digests(NamedTuple):
 
 
 def stream(
-    route: Route, plan: Plan, stage: Path, ledger: LedgerWriter | None, progress: Progress
+    route: Route, plan: Plan, sink: Sink, ledger: LedgerWriter | None, progress: Progress
 ) -> Digests:
-    """Write the planned tensors into `stage`. See `convert` for what it may raise."""
+    """Write the planned tensors. See `convert` for what it may raise."""
     source = route.source
     planned = {tensor.slot.key: tensor for tensor in plan.tensors}
     read: dict[str, str] = {}
@@ -42,7 +41,7 @@ def stream(
             read[stored.name] = sha256(as_stored)
         return array
 
-    with Writer(stage, plan) as writer:
+    with sink as writer:
         for slots, unit, made in route.run(hashing):
             written: Tensors = {}
             for slot in slots:

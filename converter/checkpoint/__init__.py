@@ -1,6 +1,7 @@
-"""Checkpoints on disk: finding, reading, planning, writing and publishing them."""
+"""Checkpoints on disk and in memory: finding, reading, planning, writing and publishing them."""
 
 from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint, open_checkpoint
 from converter.checkpoint.config import NeoConfig
+from converter.checkpoint.live import open_model
 
-__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "NeoConfig", "open_checkpoint"]
+__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "NeoConfig", "open_checkpoint", "open_model"]

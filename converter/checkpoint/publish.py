@@ -19,15 +19,16 @@ from converter.errors import OutputExists, SamePlace
 _OURS = (PROVENANCE, "config.json", "cfg.json", WEIGHTS, f"{WEIGHTS}.index.json")
 
 
-def check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+def check_output(output: Path, source: Path | None, *, overwrite: bool) -> None:
     """Refuse an OUTPUT that would harm what is there. Nothing is read or written.
 
     Raises:
         SamePlace: OUTPUT is SOURCE, or a directory that holds it.
         OutputExists: it is there and may not be replaced.
     """
-    target, origin = Path(os.path.realpath(output)), Path(os.path.realpath(source))
-    if target in (origin, *origin.parents):
+    target = Path(os.path.realpath(output))
+    origin = Path(os.path.realpath(source)) if source is not None else None
+    if origin is not None and target in (origin, *origin.parents):
         raise SamePlace(
             "OUTPUT is the same place as SOURCE, or holds it.",
             where=f"{output} and {source}",

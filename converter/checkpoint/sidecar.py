@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.checkpoint import EMBEDDING
+from converter.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import Json
@@ -32,31 +32,42 @@ def write(
     if plan.layout == "hooked":
         _write_json(stage / "cfg.json", cfg(route, plan))
     if plan.layout != "hooked" or graph is not None:
-        base = source.original_hf_config
-        dtype = _dtype(plan) if recast or base is None else None
-        config = to_hf(plan.config, base, tied=route.tied, dtype=dtype) | (graph or {})
+        config = hf_config(route, plan, recast=recast) | (graph or {})
         _write_json(stage / "config.json", config)
         if plan.layout == "hf" or graph is not None:
-            generation = source.original_generation_config or _generation_config(config)
-            _write_json(stage / "generation_config.json", generation)
+            _write_json(stage / "generation_config.json", generation_config(source, config))
     for path in source.source.tokenizer_files():
         shutil.copyfile(path, stage / path.name)
+    if source.source.tokenizer is not None and source.source.tokenizer_is_own:
+        source.source.tokenizer.save_pretrained(stage)
+
+
+def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:
+    """HF's config.json. `recast`: the storage dtype was asked for."""
+    base = route.source.original_hf_config
+    dtype = _dtype(plan) if recast or base is None else None
+    return to_hf(plan.config, base, tied=route.tied, dtype=dtype)
+
+
+def generation_config(source: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
+    """The source's own, or what transformers makes of the model's `config`."""
+    if source.original_generation_config:
+        return source.original_generation_config
+    tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"_from_model_config": True} | {k: v for k, v in tokens.items() if v is not None}
 
 
 def cfg(route: Route, plan: Plan) -> dict[str, Any]:
     """TransformerLens's config. NotRepresentable where TL lacks the activation."""
     source = route.source
-    name = Path(source.source.given).resolve().name or "gpt-neo"
-    return to_tl(plan.config, source.original_tl_config, dtype=_dtype(plan), model_name=name)
+    name = Path(source.source.given).resolve().name if source.source.place else ""
+    return to_tl(
+        plan.config, source.original_tl_config, dtype=_dtype(plan), model_name=name or "gpt-neo"
+    )
 
 
 def _dtype(plan: Plan) -> str:
     return NAMES[next(t.code for t in plan.tensors if t.slot.key == EMBEDDING)]
-
-
-def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
-    tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return {"_from_model_config": True} | {k: v for k, v in tokens.items() if v is not None}
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

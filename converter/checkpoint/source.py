@@ -52,7 +52,10 @@ class Source:
     live: bool = False
     """The weights are in memory: `path` is only what messages call them."""
     tokenizer: Any = field(default=None, repr=False)
-    """The tokenizer object that goes with them."""
+    """The tokenizer object that goes with them, for models that are built of them."""
+    tokenizer_is_own: bool = False
+    """The user gave it, so it is written beside the weights. That of a HookedTransformer or a
+    bridge is not: TransformerLens has made it prepend a token."""
 
     @property
     def place(self) -> Path | None:

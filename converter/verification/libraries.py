@@ -1,6 +1,6 @@
 """A checkpoint as a model of transformers or TransformerLens.
 
-Always from local files. Weights are read by the libraries themselves (transformers,
+From local files, or from memory. Files are read by the libraries themselves (transformers,
 safetensors.torch), not by our reader, so that the two check one another.
 """
 
@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.hf_config import to_hf
+from converter.checkpoint.reader import as_torch
 from converter.checkpoint.source import TOKENIZER_FILES
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 from converter.errors import TensorMismatch
-from converter.layout import buffers
+from converter.layout import buffers, expand
 from converter.verification.loading import installed
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    State = dict[str, Tensor]
 
 
 @contextlib.contextmanager
@@ -55,43 +53,50 @@ def quiet() -> Iterator[None]:
             chatter.enable_progress_bar()
 
 
-def hf_model(checkpoint: Checkpoint, device: torch.device) -> Any:
-    """GPTNeoForCausalLM in float32: `from_pretrained` of a directory, or of a bare file's tensors."""
-    import torch
-    from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
+def hf_model(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    state: State | None = None,
+) -> Any:
+    """GPTNeoForCausalLM, by `from_pretrained`: of a directory, or of tensors in memory.
 
-    model: Any
-    neo: Any = GPTNeoForCausalLM  # torch.nn.Module.float carries no types
-    given = checkpoint.source.hf_config if checkpoint.source.is_directory else None
+    Args:
+        dtype: None: float32.
+        state: the tensors, which the model makes its own; None: read from the checkpoint.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
+
+    kind: Any = AutoModelForCausalLM
+    place: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.source.path}
+    if not (checkpoint.source.is_directory and checkpoint.source.hf_config):
+        kind, state = GPTNeoForCausalLM, state_dict(checkpoint) if state is None else state
+        place = {"pretrained_model_name_or_path": None, "state_dict": state}
+        place["config"] = hf_config(checkpoint)
+    new = tuple(map(int, installed("transformers").split(".")[:2])) >= (4, 56)
     with quiet():
-        if given is not None:
-            new = tuple(map(int, installed("transformers").split(".")[:2])) >= (4, 56)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.source.path,
-                local_files_only=True,
-                output_loading_info=True,
-                **{"dtype" if new else "torch_dtype": torch.float32},
-            )
-            model, info = loaded
-            # Missing weights would be random in silence.
-            tied = {"lm_head.weight"} if checkpoint.headless else set()
-            ignored = set(checkpoint.dropped)
-            ignored |= {n.removeprefix("transformer.") for n in checkpoint.dropped}
-            missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-            _refuse(missing - tied, unexpected - ignored, "transformers", checkpoint)
-        else:
-            config = to_hf(
-                checkpoint.config,
-                checkpoint.original_hf_config,
-                tied=checkpoint.tied,
-                dtype="float32",
-            )
-            model = neo(GPTNeoConfig(**config)).float()
-            state = {str(checkpoint.slots[key].name): tensor for key, tensor in _own(checkpoint)}
-            if checkpoint.headless:
-                state["lm_head.weight"] = state["transformer.wte.weight"]
-            model.load_state_dict(state, strict=True)
+        model, info = kind.from_pretrained(
+            **place,
+            local_files_only=True,
+            output_loading_info=True,
+            **{"dtype" if new else "torch_dtype": dtype or torch.float32},
+        )
+    # Missing weights would be random in silence.
+    tied = {"lm_head.weight"} if checkpoint.headless else set()
+    ignored = set(checkpoint.dropped)
+    ignored |= {n.removeprefix("transformer.") for n in checkpoint.dropped}
+    missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+    _refuse(missing - tied, unexpected - ignored, "transformers", checkpoint)
     return model.to(device).eval()
+
+
+def hf_config(checkpoint: Checkpoint) -> Any:
+    """A GPTNeoConfig that says what these weights are."""
+    from transformers import GPTNeoConfig
+
+    base, name = checkpoint.original_hf_config, NAMES[checkpoint.dtype]
+    return GPTNeoConfig(**to_hf(checkpoint.config, base, tied=checkpoint.tied, dtype=name))
 
 
 def hooked_model(
@@ -100,8 +105,10 @@ def hooked_model(
     dtype: torch.dtype | None = None,
     *,
     tokenizer: bool = False,
+    state: State | None = None,
 ) -> Any:
-    """HookedTransformer(cfg) with the file's weights, in `dtype` or the dtype that cfg states."""
+    """HookedTransformer(cfg) with the file's weights, in `dtype` or the dtype that cfg states.
+    `state`: see `hf_model`."""
     import torch
 
     with quiet():
@@ -121,11 +128,9 @@ def hooked_model(
             "tokenizer_name": None,  # would be looked up on the hub
             "normalization_type": "LNPre" if checkpoint.config.folded else "LN",
         }
-        model = HookedTransformer(
-            HookedTransformerConfig.from_dict(cfg),
-            tokenizer=local_tokenizer(checkpoint) if tokenizer else None,
-        )
-        state = state_dict(checkpoint)
+        words = lens_tokenizer(checkpoint) if tokenizer else None
+        model = HookedTransformer(HookedTransformerConfig.from_dict(cfg), tokenizer=words)
+        state = state_dict(checkpoint) if state is None else state
         result = model.load_state_dict(state, strict=False)
     # TransformerLens 3.5 and later may leave identity LayerNorms in folded files.
     identity = {
@@ -150,9 +155,13 @@ def _is_identity_norm(name: str, tensor: Tensor) -> bool:
 
 
 def bridge_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    state: State | None = None,
 ) -> Any:
     """TransformerBridge around the architecture that config.json describes, weights loaded.
+    `state`: see `hf_model`.
 
     Raises:
         TensorMismatch: the bridge does not hold what was loaded into it (config.json ties
@@ -160,33 +169,27 @@ def bridge_model(
     """
     import torch
 
-    with quiet(), tempfile.TemporaryDirectory() as scratch:
+    dtype = dtype or getattr(torch, NAMES[checkpoint.dtype])
+    tokenizer = lens_tokenizer(checkpoint)
+    state = state_dict(checkpoint) if state is None else state
+    with quiet():
         from transformer_lens.model_bridge import TransformerBridge
 
-        directory = checkpoint.source.path
-        if not (checkpoint.source.is_directory and checkpoint.source.hf_config):
-            directory = Path(scratch)
-            stored = NAMES[checkpoint.dtype]
-            config = checkpoint.source.hf_config or to_hf(
-                checkpoint.config, None, tied=checkpoint.tied, dtype=stored
-            )
-            (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        # Without weights, a bridge's dtype is that of config.json, whatever dtype= says.
-        dtype = dtype or getattr(torch, NAMES[checkpoint.dtype])
-        bridge: Any = TransformerBridge.boot_transformers(
-            str(directory),
-            hf_config_overrides={"dtype": dtype, "torch_dtype": dtype},
-            device=str(device),
-            dtype=dtype,
-            tokenizer=local_tokenizer(checkpoint) or _placeholder_tokenizer(),
-            load_weights=False,
-        )
+        named: dict[str, Any] = {"device": str(device), "dtype": dtype}
+        named["tokenizer"] = tokenizer or _placeholder_tokenizer()
+        if checkpoint.source.is_directory and checkpoint.source.hf_config:
+            place = str(checkpoint.source.path)
+            # Without weights, a bridge's dtype is that of config.json, whatever dtype= says.
+            overrides = {"dtype": dtype, "torch_dtype": dtype}
+            named |= {"load_weights": False, "hf_config_overrides": overrides}
+        else:
+            place, named["hf_model"] = "gpt-neo", _shell(checkpoint, state, dtype)
+        bridge: Any = TransformerBridge.boot_transformers(place, **named)
         if checkpoint.biased:
             # A raw bridge has no q, k, v biases, and would be silently wrong without them.
             bridge.enable_compatibility_mode()
-        state = state_dict(checkpoint)
+        bridge.to(device=device, dtype=dtype)  # TL 3.9 makes the biases in float32
         bridge.load_state_dict(state, strict=True)
-        bridge.to(device)
         held = bridge.state_dict()
         wrong = [n for n, t in state.items() if not _equal(held[n].cpu(), t.to(dtype))]
     if wrong:
@@ -195,7 +198,24 @@ def bridge_model(
             where=str(checkpoint.source.path),
             do='Embedding and head differ: config.json must say "tie_word_embeddings": false.',
         )
+    if tokenizer is None:  # else text would become the placeholder's ids in silence
+        bridge.tokenizer = None
     return bridge.eval()
+
+
+def _shell(checkpoint: Checkpoint, state: State, dtype: torch.dtype) -> Any:
+    """The GPTNeoForCausalLM that a bridge wraps, whose weights are loaded afterwards: those of
+    `state` that it has a place for stand in for them, since random ones would cost time."""
+    from transformers import GPTNeoForCausalLM
+
+    neo: Any = GPTNeoForCausalLM
+    config = checkpoint.config
+    slots = expand("hf", config.sizes, config.n_layers)
+    named = {str(checkpoint.slots[key].name): slot.name for key, slot in slots.items() if slot.name}
+    held = {named[name]: tensor.clone() for name, tensor in state.items() if name in named}
+    if checkpoint.tied:
+        del held["lm_head.weight"]
+    return neo.from_pretrained(None, config=hf_config(checkpoint), state_dict=held).to(dtype)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -204,36 +224,44 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights under the names in the files, as safetensors.torch reads them."""
+    """The weights under the layout's names: as safetensors.torch reads them from the files, or
+    copied from where they are in memory."""
     from safetensors.torch import load_file
 
     files = dict.fromkeys(stored.file for stored in checkpoint.stored.values())
-    if any(file.suffix != ".safetensors" for file in files):
-        return {str(checkpoint.slots[key].name): tensor for key, tensor in _own(checkpoint)}
-    names = {stored.name for stored in checkpoint.stored.values()}
-    return {k: t for file in files for k, t in load_file(file).items() if k in names}
+    if all(file.suffix == ".safetensors" for file in files) and not checkpoint.source.live:
+        names = {stored.name for stored in checkpoint.stored.values()}
+        return {k: t for file in files for k, t in load_file(file).items() if k in names}
+    return dict(_own(checkpoint))
 
 
 def _own(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Stored weights by `hooked` name in the layout's own axes, float32, from our reader."""
-    import torch
-
+    """Stored weights by name in the layout's own axes, from our reader."""
     for key in checkpoint.stored:
         slot = checkpoint.slots[key]
-        hub = checkpoint.tensor(key, "F32")
-        array = slot.to_hub.inverse.apply(hub, checkpoint.config.sizes)
-        yield key, torch.from_numpy(np.array(array, order="C"))
+        flat = slot.to_hub.inverse.apply(checkpoint.tensor(key), checkpoint.config.sizes)
+        yield str(slot.name), as_torch(flat)
 
 
 def local_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer in the checkpoint's directory, or None. transformers makes up a one-token
-    GPT-2 tokenizer for a directory that has none."""
+    """The tokenizer in the checkpoint's directory, or the one given with a model; or None.
+    transformers makes up a one-token GPT-2 tokenizer for a directory that has none."""
     from transformers import AutoTokenizer
 
     source = checkpoint.source
+    if source.live:
+        return source.tokenizer
     if not source.is_directory or not any((source.path / n).is_file() for n in TOKENIZER_FILES):
         return None
     return AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+
+
+def lens_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The same, for TransformerLens; None where it could not take it: it loads a tokenizer again
+    from its files, to make it prepend a token."""
+    tokenizer = local_tokenizer(checkpoint)
+    known = tokenizer is not None and tokenizer.init_kwargs.get("name_or_path")
+    return tokenizer if known else None
 
 
 def _placeholder_tokenizer() -> Any:

@@ -25,12 +25,11 @@ def load_hooked(directory: str | Path, device: str | None = None) -> Any:
         BadInput: the directory is no sound `hooked` checkpoint.
     """
     checkpoint = _opened(directory, "hooked")
-    if not has_hooked_transformer():
-        raise CannotDoHere(
-            "HookedTransformer was removed in TransformerLens 4; its successor cannot run GPT-Neo weights in this layout.",
-            where=f"{directory}, with transformer-lens {installed('transformer-lens')}",
-            do="Run `neoconvert tl-to-hf` and open the result with TransformerBridge.boot_transformers(dir).",
-        )
+    require_hooked(
+        directory,
+        "Use converter.to_bridge(directory); or run `neoconvert tl-to-hf` and open the result with"
+        " TransformerBridge.boot_transformers(dir).",
+    )
     from converter.verification.libraries import hooked_model
 
     return hooked_model(checkpoint, resolve_device(device), tokenizer=True)
@@ -44,15 +43,36 @@ def load_bridge(directory: str | Path, device: str | None = None) -> Any:
         BadInput: the directory is no sound `bridge` checkpoint.
     """
     checkpoint = _opened(directory, "bridge")
-    if not has_bridge():
-        raise CannotDoHere(
-            "TransformerBridge needs TransformerLens 3 or later.",
-            where=f"{directory}, with transformer-lens {installed('transformer-lens')}",
-            do="Upgrade transformer-lens, or convert to `--layout hooked`.",
-        )
+    require_bridge(directory, "Upgrade transformer-lens, or convert to `--layout hooked`.")
     from converter.verification.libraries import bridge_model
 
     return bridge_model(checkpoint, resolve_device(device))
+
+
+def require_hooked(what: object, do: str) -> None:
+    """
+    Raises:
+        CannotDoHere: this TransformerLens has no HookedTransformer.
+    """
+    if not has_hooked_transformer():
+        raise CannotDoHere(
+            "HookedTransformer was removed in TransformerLens 4; its successor cannot run GPT-Neo weights in this layout.",
+            where=f"{what}, with transformer-lens {installed('transformer-lens')}",
+            do=do,
+        )
+
+
+def require_bridge(what: object, do: str) -> None:
+    """
+    Raises:
+        CannotDoHere: this TransformerLens has no TransformerBridge.
+    """
+    if not has_bridge():
+        raise CannotDoHere(
+            "TransformerBridge needs TransformerLens 3 or later.",
+            where=f"{what}, with transformer-lens {installed('transformer-lens')}",
+            do=do,
+        )
 
 
 def _opened(directory: str | Path, layout: str) -> Checkpoint:

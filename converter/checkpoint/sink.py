@@ -1,0 +1,66 @@
+"""Where a plan's tensors go: to files (`writer.Writer`), or into memory."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from converter.checkpoint.plan import Plan, Planned
+from converter.checkpoint.reader import as_numpy, as_torch
+from converter.dtypes import sha256
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Sink(Protocol):
+    """A context manager that takes each tensor of a plan once, in any order."""
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """Digest of each tensor's bytes as taken, by name."""
+
+    def write(self, tensor: Planned, array: np.ndarray) -> None:
+        """Take a tensor. `array` has the planned dtype and shape."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Memory:
+    """Keeps a plan's tensors as torch tensors on the CPU, each with memory of its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def write(self, tensor: Planned, array: np.ndarray) -> None:
+        if array.shape != tensor.shape or tensor.name in self.tensors:
+            raise AssertionError(f"{tensor.name}: {array.shape}, planned {tensor.shape}, once")
+        self.tensors[tensor.name] = as_torch(array)
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """See `Sink`. Computed when it is asked for: only undoing compares."""
+        return {name: sha256(as_numpy(tensor)) for name, tensor in self.tensors.items()}
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        missing = {t.name for t in self.plan.tensors} - set(self.tensors)
+        if error is None and missing:
+            raise AssertionError(f"planned but never made: {sorted(missing)[:4]}")
