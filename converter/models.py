@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from converter.checkpoint import Checkpoint, sidecar
 from converter.checkpoint.checkpoint import read_checkpoint
 from converter.checkpoint.plan import make_plan
@@ -17,7 +15,7 @@ from converter.checkpoint.reader import TorchReader
 from converter.checkpoint.sink import Memory
 from converter.checkpoint.source import Source
 from converter.choices import one_of
-from converter.dtypes import CODES, NAMES, code_of
+from converter.dtypes import NAMES
 from converter.errors import UsageError
 from converter.layout import LAYOUTS, Layout, Unit
 from converter.opening import Given, opened
@@ -151,9 +149,9 @@ class _Made:
         """The narrowest dtype that holds every tensor as it is."""
         import torch
 
-        found = {CODES[stored.code] for stored in self.checkpoint.stored.values()}
-        widest = found.pop() if len(found) == 1 else np.result_type(np.float32, *found)
-        result: torch.dtype = getattr(torch, NAMES[code_of(np.empty(0, widest))])
+        codes = {stored.code for stored in self.checkpoint.stored.values()}
+        code = codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
+        result: torch.dtype = getattr(torch, NAMES[code])
         return result
 
 

@@ -1,0 +1,261 @@
+"""What a conversion gives in memory is what its files would hold, and nothing is written."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import converter
+from converter.errors import CannotDoHere, NotRepresentable, UsageError
+from converter.layout import Layout
+from converter.pipeline import convert
+from converter.processing import STEPS, parse
+from converter.request import Checking, Writing
+from converter.routing import plain, processing, reversing
+from converter.verification.loading import has_hooked_transformer
+from tests.checkpoints import Recipe, recipes, write_hf
+from tests.lively import bits, distance, hooked, log_probs, neo
+from tests.marks import needs_hooked
+
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+UNCHECKED = Checking(check=False)
+MODELS = ["hf", "bridge", *(["hooked"] if has_hooked_transformer() else [])]
+dtypes = st.sampled_from([None, "float32", "float16", "bfloat16", "float64"])
+steps = st.lists(st.sampled_from([step.name for step in STEPS]), max_size=5).map(
+    lambda names: ",".join(names) or "none"
+)
+
+
+def build(source: Any, layout: str, **options: Any) -> Any:
+    name = "hf_model" if layout == "hf" else layout
+    return getattr(converter, f"to_{name}")(source, **options)
+
+
+@given(recipes, st.sampled_from(LAYOUTS), dtypes)
+@settings(max_examples=60, deadline=None)
+def test_moved_bits_are_those_of_the_files(
+    recipe: Recipe, layout: Layout, dtype: str | None
+) -> None:
+    """Any bits: NaN payloads, infinities, denormals."""
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        write_hf(root / "hf", recipe)
+        source = converter.open_checkpoint(root / "hf")
+        try:
+            convert(plain(source), root / "out", layout, Writing(dtype), UNCHECKED)
+        except NotRepresentable:  # too large for 16 bits
+            with pytest.raises(NotRepresentable):
+                converter.to_state_dict(source, layout=layout, dtype=dtype)
+            return
+        found = converter.to_state_dict(source, layout=layout, dtype=dtype)
+        assert bits(found) == bits(load_file(root / "out/model.safetensors"))
+
+
+@given(recipes, st.sampled_from(LAYOUTS), dtypes, steps)
+@settings(max_examples=40, deadline=None)
+def test_processed_weights_are_those_of_the_files(
+    recipe: Recipe, layout: Layout, dtype: str | None, process: str
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        write_hf(root / "hf", replace(recipe, finite=True))
+        source = converter.open_checkpoint(root / "hf")
+        chosen = parse(process)
+        try:
+            route = processing(source, chosen, layout)
+            convert(route, root / "out", layout, Writing(dtype, "none"), UNCHECKED)
+        except NotRepresentable:
+            with pytest.raises(NotRepresentable):
+                converter.to_state_dict(source, layout=layout, process=process, dtype=dtype)
+            return
+        found = converter.to_state_dict(source, layout=layout, process=process, dtype=dtype)
+        assert bits(found) == bits(load_file(root / "out/model.safetensors"))
+        back = reversing(converter.open_checkpoint(root / "out"))
+        convert(back, root / "back", "hf", Writing(), UNCHECKED)
+        undone = converter.to_state_dict(root / "out", layout="hf")
+        assert bits(undone) == bits(load_file(root / "back/model.safetensors"))
+
+
+@pytest.mark.parametrize("layout", MODELS)
+@pytest.mark.parametrize("process", ["none", "default"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_models_hold_exactly_these_weights(layout: Layout, process: str, dtype: str) -> None:
+    source = neo()
+    model = build(source, layout, process=process, dtype=dtype)
+    held = model.state_dict()
+    expected = converter.to_state_dict(source, layout=layout, process=process, dtype=dtype)
+    assert bits({name: held[name] for name in expected}) == bits(expected)
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+    assert not model.training
+    error = distance(model, source)
+    assert error < {"float32": 1e-4, "float64": 1e-4, "float16": 0.2, "bfloat16": 2}[dtype]
+
+
+@pytest.mark.parametrize("layout", MODELS)
+@pytest.mark.parametrize("process", ["none", "fold_ln", "center_unembed", "default", "all"])
+def test_function_and_ties(layout: Layout, process: str) -> None:
+    """In the model, and back in transformers."""
+    source = neo(scale=1.5)
+    model = build(source, layout, process=process)
+    assert distance(model, source) < 1e-4
+    back = converter.to_hf_model(model)
+    assert distance(back, source) < 1e-4
+    head, embedding = back.lm_head.weight, back.transformer.wte.weight
+    assert (head is embedding) == back.config.tie_word_embeddings == (process == "none")
+    assert back.config.max_position_embeddings == source.config.max_position_embeddings
+
+
+@needs_hooked
+@pytest.mark.parametrize("refactor", [False, True])
+def test_processing_is_transformer_lenss_own(refactor: bool) -> None:
+    """The same function as a HookedTransformer that TransformerLens itself has processed."""
+    source = neo()
+    theirs = hooked(source)
+    theirs.process_weights_(refactor_factored_attn_matrices=refactor)
+    ours = converter.to_hooked(source, process="all" if refactor else "default")
+    assert ours.cfg.normalization_type == theirs.cfg.normalization_type == "LNPre"
+    assert distance(ours, theirs) < 1e-4
+    if not refactor:  # refactoring leaves a basis open
+        a, b = ours.state_dict(), theirs.state_dict()
+        for name in converter.to_state_dict(ours, layout="hooked"):
+            assert torch.allclose(a[name], b[name], atol=1e-5), name
+    tokens = torch.arange(20)[None]
+    _, cache = ours.run_with_cache(tokens)
+    assert torch.allclose(cache["resid_post", 1].mean(-1), torch.zeros(1, 20), atol=1e-4)
+
+
+def test_every_way_between_live_models() -> None:
+    source = neo(tied=False)
+    for process in ("none", "default"):
+        models = [build(source, layout, process=process) for layout in MODELS]
+        for model in models:
+            for layout in MODELS:
+                assert distance(build(model, layout), source) < 1e-4
+
+
+def test_the_result_has_memory_of_its_own() -> None:
+    source = neo()
+    before = bits(source.state_dict())
+    state = converter.to_state_dict(source, layout="hf")
+    for tensor in state.values():
+        tensor.zero_()
+    for layout in MODELS:
+        model = build(source, layout)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+    assert bits(source.state_dict()) == before
+
+
+def test_generation_config_and_further_fields_come_along() -> None:
+    source = neo(bos_token_id=3, eos_token_id=5, resid_dropout=0.125)
+    source.generation_config.max_new_tokens = 7
+    built = converter.to_hf_model(source)
+    assert built.generation_config.max_new_tokens == 7
+    assert built.config.resid_dropout == 0.125
+    assert built.config.eos_token_id == 5
+    tokens = torch.tensor([[1, 2]])
+    ours, theirs = (m.generate(tokens, do_sample=False) for m in (built, source))
+    assert torch.equal(ours, theirs)
+
+
+def test_mixed_dtypes_are_kept_by_the_widest() -> None:
+    source = neo(torch.float16)
+    source.transformer.ln_f.to(torch.bfloat16)
+    built = converter.to_hf_model(source)
+    assert built.dtype == torch.float32
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(built.state_dict()[name], tensor.float())
+    assert (
+        converter.to_state_dict(source, layout="hf")["transformer.ln_f.bias"].dtype
+        == torch.bfloat16
+    )
+
+
+WRITING: list[str] = []
+"""Files opened for writing, and directories made, while `recording`."""
+recording = False
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if not recording:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        if set(mode or "") & set("wax+") or (flags or 0) & 0o3:
+            WRITING.append(str(path))
+    elif event in ("os.mkdir", "os.rename", "os.link", "shutil.copyfile", "tempfile.mkstemp"):
+        WRITING.append(f"{event} {arguments}")
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    global recording
+    sys.addaudithook(_audit)
+    source = neo()
+    write_hf(tmp_path / "hf", Recipe(finite=True))
+    for warm in (False, True):  # the first time, Python writes its .pyc files
+        recording = warm
+        try:
+            for layout in MODELS:
+                for process in ("none", "default"):
+                    build(source, layout, process=process)
+                converter.to_state_dict(tmp_path / "hf", layout=layout)  # type: ignore[arg-type]
+                converter.to_hf_model(build(source, layout))
+            converter.explain(source, source)
+            converter.verify(source, source, effort="quick")
+            if warm:
+                (tmp_path / "witness").write_text("the hook sees writing")
+        finally:
+            recording = False
+    assert [str(tmp_path / "witness")] == WRITING
+
+
+def test_reverse_belongs_to_plain_hf() -> None:
+    source = neo()
+    with pytest.raises(UsageError, match="undone on the way"):
+        converter.to_state_dict(source, layout="bridge", reverse="functional")
+    with pytest.raises(UsageError, match="undone on the way"):
+        converter.to_hf_model(source, process="default", reverse="exact")
+    with pytest.raises(UsageError, match="hooked"):
+        converter.to_state_dict(source, layout="hook")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="float16"):
+        converter.to_hf_model(source, dtype="fp16")
+    with pytest.raises(CannotDoHere, match="meta"):
+        converter.to_hf_model(source, device="meta")
+
+
+@pytest.mark.parametrize("ledger", ["compact", "exact"])
+def test_a_ledger_beside_the_weights_is_used(ledger: Any, tmp_path: Path) -> None:
+    source = neo()
+    converter.hf_to_tl(source, tmp_path / "tl", process="default", ledger=ledger, check=False)
+    back = converter.to_hf_model(tmp_path / "tl", reverse="auto")
+    assert distance(back, source) < 1e-4
+    assert back.config.tie_word_embeddings
+    if ledger == "exact":
+        state = converter.to_state_dict(tmp_path / "tl", layout="hf", reverse="exact")
+        expected = converter.to_state_dict(source, layout="hf")
+        assert bits(state) == bits(expected)
+    free = converter.to_hf_model(tmp_path / "tl", reverse="functional")
+    assert not free.config.tie_word_embeddings
+    assert distance(free, source) < 1e-4
+
+
+@pytest.mark.skipif(has_hooked_transformer(), reason="there is a HookedTransformer")
+def test_without_hooked_transformer_the_advice_works() -> None:
+    source = neo()
+    with pytest.raises(CannotDoHere) as raised:
+        converter.to_hooked(source, process="default")
+    assert "to_bridge" in raised.value.do
+    model = converter.to_bridge(source, process="default")
+    _, cache = model.run_with_cache(torch.arange(9)[None])
+    assert "blocks.1.hook_resid_post" in cache
+    assert torch.isfinite(log_probs(model)).all()
