@@ -21,16 +21,19 @@ from converter.dtypes import CODES
 from converter.errors import ConfigError
 from converter.layout import Layout, expand
 from converter.onnx.reading import read_onnx
-from converter.onnx.weights import DTYPES
+from converter.onnx.weights import DTYPES, multiplies
 
 CONFIG, MADE = "neoconvert.config", "neoconvert.provenance"
 """Metadata of our graphs: the architecture, and how the weights were made from their original."""
 _CODES = {dtype.value: code for code, dtype in DTYPES.items()}
 _EMBEDDINGS: dict[str, Layout] = {"embed.W_E": "hooked", "embed.weight": "bridge"}
+_PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 
 
 class GraphReader(Reader):
     """The float initializers of an ONNX file that `read_onnx` has found sound.
+
+    `turned`: names of those that the graph has as [in, out] where the layout has [out, in].
 
     Raises: see `read_onnx`.
     """
@@ -41,6 +44,7 @@ class GraphReader(Reader):
         self.path = path
         self.metadata = {entry.key: entry.value for entry in self.model.metadata_props}
         self._protos = {t.name: t for t in self.model.graph.initializer if t.data_type in _CODES}
+        self.turned: set[str] = set()
         self.tensors = {}
         self.other = {}
         for name, tensor in self._protos.items():
@@ -50,9 +54,25 @@ class GraphReader(Reader):
 
     def read(self, name: str) -> np.ndarray:
         stored, tensor = self.tensors[name], self._protos[name]
+        shape = stored.shape[::-1] if name in self.turned else stored.shape
         if stored.file != self.path:
-            return read_at(stored, int(_external(tensor).get("offset", 0)))
-        return onnx.numpy_helper.to_array(tensor).view(CODES[stored.code]).reshape(stored.shape)
+            held = replace(stored, shape=shape)
+            array = read_at(held, int(_external(tensor).get("offset", 0)))
+        else:
+            array = onnx.numpy_helper.to_array(tensor).view(CODES[stored.code]).reshape(shape)
+        return array.T if name in self.turned else array
+
+    def multiplied(self) -> set[str]:
+        """Names of the matrices by which the graph multiplies as they are, [in, out]."""
+        found, widened = set(), {}
+        for node in self.model.graph.node:
+            if node.op_type == "Cast":
+                widened[node.output[0]] = node.input[0]
+            if node.op_type in _PRODUCTS and not any(
+                a.name == "transB" and a.i for a in node.attribute
+            ):
+                found.add(widened.get(node.input[1], node.input[1]))
+        return found
 
 
 def reader_of(checkpoint: Checkpoint) -> GraphReader:
@@ -95,8 +115,9 @@ def open_graph(path: Path, given: str | None = None) -> Checkpoint:
         config_path=path,
     )
     layout: Layout = "hf"
-    for name, named in _EMBEDDINGS.items():
-        layout = named if name in reader.tensors else layout
+    for name, named in _EMBEDDINGS.items():  # quantised, it has a suffix
+        known = any(t.name.startswith(name) for t in reader.model.graph.initializer)
+        layout = named if known else layout
     config = _config(reader, source, layout)
     if config.n_layers > len(reader.tensors):  # before a table of that size is built
         raise ConfigError(
@@ -106,8 +127,12 @@ def open_graph(path: Path, given: str | None = None) -> Checkpoint:
         )
     slots = expand(layout, config.sizes, config.n_layers)
     stored = {}
+    multiplied = reader.multiplied() if layout != "hooked" else set()
     for key, slot in slots.items():
         tensor = reader.tensors.get(str(slot.name))
+        if tensor and tensor.name in multiplied and multiplies(key) and len(tensor.shape) == 2:
+            reader.turned.add(tensor.name)
+            tensor = replace(tensor, shape=tensor.shape[::-1])
         # The graph may see the same bytes in another shape: heads and their width as one axis.
         if tensor and math.prod(tensor.shape) == math.prod(slot.shape):
             stored[key] = reader.tensors[tensor.name] = replace(tensor, shape=slot.shape)

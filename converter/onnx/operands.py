@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from converter.checkpoint import EMBEDDING, HEAD
 from converter.onnx.builder import Builder
-from converter.onnx.weights import Weights
+from converter.onnx.weights import Form, Weights
 
 
 class Operands:
@@ -28,7 +28,7 @@ class Operands:
     @property
     def hooked(self) -> bool:
         """Whether weights have an axis for the heads."""
-        return self.weights.hooked
+        return self.weights.form == "heads"
 
     def rows(self, key: str, indices: ir.Value) -> ir.Value:
         """Rows of an embedding [v, d]: only these are widened."""
@@ -39,16 +39,20 @@ class Operands:
         places = self.weights.places
         if weight == HEAD and HEAD not in places:
             weight = EMBEDDING  # [v, d] in every layout
-            transposed = True
+            form: Form = "out_in"
         else:
-            transposed = not self.hooked
+            form = self.weights.form
         shape = places[weight].shape
         if self.hooked and len(shape) == 3:  # W_O [n, h, d]: the same bytes are [(n h), d]
             shape = (shape[0] * shape[1], shape[2])
-        inputs = [x, self._float(weight, shape)]
+        matrix, shift = self._float(weight, shape), None
         if bias is not None and bias in places:
-            inputs.append(self._float(bias, places[bias].shape))
-        return self.net.op("Gemm", *inputs, transB=int(transposed))
+            shift = self._float(bias, places[bias].shape)
+        if form == "in_out":
+            y = self.net.op("MatMul", x, matrix)
+            return y if shift is None else self.net.op("Add", y, shift)
+        inputs = [x, matrix] if shift is None else [x, matrix, shift]
+        return self.net.op("Gemm", *inputs, transB=int(form == "out_in"))
 
     def per_head(self, x: ir.Value, weight: str, bias: str) -> ir.Value:
         """x [rows, d] by W [n, d, h], plus b [n, h] -> [n, rows, h]."""

@@ -15,7 +15,7 @@ from converter import __version__
 from converter.checkpoint import Checkpoint
 from converter.onnx.graph import PRODUCER, build
 from converter.onnx.opening import reader_of
-from converter.onnx.weights import Place, Weights
+from converter.onnx.weights import Form, Place, Weights
 
 _BLOCK = re.compile(r"blocks\.(\d+)\b")
 
@@ -33,12 +33,16 @@ def differing_nodes(checkpoint: Checkpoint) -> list[str]:
         checkpoint: what `open_graph` made of a graph that this version wrote.
     """
     file, found = reader_of(checkpoint).file, reader_of(checkpoint).model
-    hooked = checkpoint.layout == "hooked"
+    turned = reader_of(checkpoint).turned
     places = {
-        key: Place(key, t.name, t.code, t.shape, checkpoint.slots[key], t.file.name)
+        key: Place(
+            key, t.name, t.code, t.shape[::-1] if t.name in turned else t.shape,
+            checkpoint.slots[key], t.file.name,
+        )
         for key, t in checkpoint.stored.items()
-    }
-    weights = Weights(checkpoint, "shared", hooked, places)
+    }  # fmt: skip
+    form: Form = "heads" if checkpoint.layout == "hooked" else "in_out" if turned else "out_in"
+    weights = Weights(checkpoint, "shared", form, places)
     model = build(weights, checkpoint.directory, with_past=file.with_past, hooks=file.hooks)
     made = ir.to_proto(model)
     known = {place.name for place in places.values()}

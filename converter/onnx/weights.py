@@ -4,27 +4,30 @@ shared    in the checkpoint's own safetensors files: the graph says at which off
 external  in one file beside the graph, written tensor by tensor
 inline    in the graph's file itself, which protobuf limits to 2 GB
 
-`flat` weights are [out, in], as HF and the bridge store them: Gemm(transB=1). `hooked` ones have
-an axis for the heads. Each is read as it is stored: no weight is transposed, by us or at run time.
+Shared weights are multiplied as they are stored, and none is transposed at run time: `out_in` is
+HF's and the bridge's form, Gemm(transB=1); `heads` is HookedTransformer's, with an axis for the
+heads. A graph with weights of its own has them `in_out`, MatMul and Add: onnxruntime makes one Gemm
+of these, as fast as the other, and they are what quantisers look for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from converter.checkpoint import HEAD, Checkpoint
+from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.reader import SafetensorsReader
 from converter.dtypes import chunks, nbytes
 from converter.errors import UsageError
 from converter.layout import Slot, expand
 
 Mode = Literal["shared", "external", "inline"]
+Form = Literal["out_in", "in_out", "heads"]
 MODES: tuple[Mode, ...] = ("shared", "external", "inline")
 DTYPES = {
     "F64": ir.DataType.DOUBLE,
@@ -50,10 +53,12 @@ class Place:
     """safetensors dtype code."""
     shape: tuple[int, ...]
     slot: Slot
-    """Its row of the layout table, in the layout of the bytes."""
+    """Its row of the layout table, in the layout of the bytes but for `turned`."""
     file: str | None = None
     """A plain name beside the graph; None: inline."""
     offset: int = 0
+    turned: bool = False
+    """[in, out], which is the layout's matrix transposed."""
 
     @property
     def nbytes(self) -> int:
@@ -66,8 +71,7 @@ class Weights:
 
     checkpoint: Checkpoint
     mode: Mode
-    hooked: bool
-    """Whether the weights have an axis for the heads (else: flat, [out, in])."""
+    form: Form
     places: Mapping[str, Place]
 
     @property
@@ -89,7 +93,8 @@ class Weights:
     def array(self, place: Place) -> np.ndarray:
         """The weight itself, read now, as `place` describes it."""
         tensor = self.checkpoint.tensor(place.key, place.code)
-        return place.slot.to_hub.inverse.apply(tensor, self.checkpoint.config.sizes)
+        stored = place.slot.to_hub.inverse.apply(tensor, self.checkpoint.config.sizes)
+        return np.ascontiguousarray(stored.T) if place.turned else stored
 
     def write(self, path: Path) -> None:
         """Write the file of `external` weights, one tensor in memory at a time."""
@@ -110,18 +115,18 @@ def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
         UsageError: the weights cannot be shared (pickle files), or are too large for inline.
     """
     if mode == "shared":
-        return Weights(checkpoint, mode, checkpoint.layout == "hooked", _shared(checkpoint))
+        form: Form = "heads" if checkpoint.layout == "hooked" else "out_in"
+        return Weights(checkpoint, mode, form, _shared(checkpoint))
     places: dict[str, Place] = {}
     end = 0
-    for place in _flat(checkpoint):
-        file = data_file if mode == "external" else None
+    for place in _own(checkpoint):
         alignment = _PAGE if place.nbytes >= _LARGE else _SMALL_ALIGNMENT
         start = end + -end % alignment
-        places[place.key] = Place(
-            place.key, place.name, place.code, place.shape, place.slot, file, start if file else 0
-        )
+        places[place.key] = place
+        if mode == "external":
+            places[place.key] = replace(place, file=data_file, offset=start)
         end = start + place.nbytes
-    weights = Weights(checkpoint, mode, False, places)
+    weights = Weights(checkpoint, mode, "in_out", places)
     if mode == "inline":
         require_inline(weights.nbytes)
     return weights
@@ -163,15 +168,22 @@ def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
     return places
 
 
-def _flat(checkpoint: Checkpoint) -> Iterator[Place]:
-    """Every weight in [out, in] orientation, under the layout's own names (hooked: the bridge's)."""
+def _own(checkpoint: Checkpoint) -> Iterator[Place]:
+    """Every weight, matrices [in, out], under the layout's own names (hooked: the bridge's)."""
     layout = "bridge" if checkpoint.layout == "hooked" else checkpoint.layout
     slots = expand(layout, checkpoint.config.sizes, checkpoint.config.n_layers)
     for key, slot in slots.items():
         stored = checkpoint.stored.get(key)
         if stored and not (key == HEAD and checkpoint.tied):
             name = str(slot.name) if checkpoint.layout == "hooked" else stored.name
-            yield Place(key, name, stored.code, slot.shape, slot)
+            turned = multiplies(key)
+            shape = slot.shape[::-1] if turned else slot.shape
+            yield Place(key, name, stored.code, shape, slot, turned=turned)
+
+
+def multiplies(key: str) -> bool:
+    """Whether this is a matrix that multiplies, and no table of rows or vector."""
+    return ".W_" in key and key not in (EMBEDDING, "pos_embed.W_pos")
 
 
 def weight_files(checkpoint: Checkpoint) -> list[Path]:

@@ -72,7 +72,7 @@ def test_hooked_weights_are_read_as_stored(tiny: Checkpoint, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("layout", ["hf", "hooked", "bridge"])
 @pytest.mark.parametrize("mode", ["external", "inline"])
-def test_written_weights_are_flat_and_tied_ones_written_once(
+def test_written_weights_are_in_out_and_tied_ones_written_once(
     tiny: Checkpoint, tmp_path: Path, layout: str, mode: placing.Mode
 ) -> None:
     there = tiny
@@ -85,7 +85,7 @@ def test_written_weights_are_flat_and_tied_ones_written_once(
     np.testing.assert_array_equal(found[head], tiny.tensor("embed.W_E"))
     query = {n: a for n, a in found.items() if n.endswith(("q_proj.weight", "attn.q.weight"))}
     expected = read_all(tiny.directory)["transformer.h.1.attn.attention.q_proj.weight"]
-    np.testing.assert_array_equal(list(query.values())[1], expected)
+    np.testing.assert_array_equal(list(query.values())[1], expected.T)
 
 
 def test_external_weights_are_aligned_for_mapping(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _half_arithmetic(graph: Graph) -> None:
 
 
 def _scaled(graph: Graph) -> None:
-    graph.through(f"{B}.attn/MatMul", "Div", graph.constant(np.float32(2)))
+    graph.through(f"{B}.attn/MatMul_4", "Div", graph.constant(np.float32(2)))
 
 
 def _final_norm_skipped(graph: Graph) -> None:
@@ -92,16 +92,22 @@ def _fault(name: str, unit: str | None, edit: Callable[[Graph], None], **more: A
 
 
 def _bias_lost(graph: Graph) -> None:
-    del graph.node(f"{B}.attn/Gemm_4").input[2]
+    graph.become(f"{B}.attn/Add_2", "Identity", f"{B}.attn/MatMul_6")
+
+
+def _turned(graph: Graph) -> None:
+    node = graph.node(f"{B}.attn/MatMul_6")
+    graph.after(f"{B}.attn/Softmax", make("Transpose", [node.input[1]], "turned", perm=[1, 0]))
+    node.input[1] = "turned"
 
 
 _PROJECTION = "transformer.h.{}.attn.attention.{}_proj.weight"
 
 GRAPH_FAULTS: tuple[Fault, ...] = (
     _fault("residual not added after attention", "block 1",
-           lambda g: g.become(f"{B}/Add", "Identity", f"{B}.attn/Gemm_4")),
+           lambda g: g.become(f"{B}/Add", "Identity", f"{B}.attn/Add_2")),
     _fault("residual not added after the MLP", "block 1",
-           lambda g: g.become(f"{B}/Add_2", "Identity", f"{B}.mlp/Gemm_2")),
+           lambda g: g.become(f"{B}/Add_2", "Identity", f"{B}.mlp/Add_2")),
     _fault("attention skipped", "block 1",
            lambda g: g.become(f"{B}/Add", "Identity", "blocks.0/Add_2")),
     _fault("MLP skipped", "block 1",
@@ -129,12 +135,11 @@ GRAPH_FAULTS: tuple[Fault, ...] = (
     _fault("cached keys and values exchanged", None, _cache_exchanged),
     _fault("cache position off by one", None, _cache_position),
     _fault("cached values forgotten", None, _cache_forgotten),
-    _fault("transB lost on W_O", "block 1",
-           lambda g: g.attribute(f"{B}.attn/Gemm_4", transB=0)),
+    _fault("W_O turned round", "block 1", _turned),
     _fault("W_K read for W_Q", "block 1",
-           lambda g: g.read(f"{B}.attn/Gemm", 1, _PROJECTION.format(1, "k"))),
+           lambda g: g.read(f"{B}.attn/MatMul", 1, _PROJECTION.format(1, "k"))),
     _fault("W_V of the block before", "block 1",
-           lambda g: g.read(f"{B}.attn/Gemm_3", 1, _PROJECTION.format(0, "v"))),
+           lambda g: g.read(f"{B}.attn/MatMul_3", 1, _PROJECTION.format(0, "v"))),
     _fault("b_O not read", "block 1", _bias_lost),
     _fault("scores halved", "block 1", _scaled),
     _fault("last LayerNorm skipped", "final", _final_norm_skipped),
