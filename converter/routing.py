@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
-from converter.checkpoint.ledger_file import LEDGER, LedgerFile, open_ledger
+from converter.checkpoint.ledger_file import LedgerFile, open_ledger
+from converter.checkpoint.source import LEDGER
 from converter.dtypes import cast, sha256
 from converter.errors import CannotUndo, UsageError
 from converter.layout import Layout
@@ -92,7 +93,8 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
             where="--dtype",
             do="Leave --dtype out, or use --reverse auto.",
         )
-    ledger = open_ledger(source.directory) if source.source.is_directory else None
+    place = source.source.ledger_directory
+    ledger = open_ledger(place) if place else None
     if reverse != "functional" and ledger is not None:
         return _with_ledger(source, ledger, reverse)
     carried = biased_units(source)
@@ -112,7 +114,8 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
 
 
 def has_ledger(source: Checkpoint) -> bool:
-    return source.source.is_directory and (source.directory / LEDGER).is_file()
+    place = source.source.ledger_directory
+    return place is not None and (place / LEDGER).is_file()
 
 
 def biased_units(source: Checkpoint) -> set[str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.ledger_file import LEDGER
+from converter.checkpoint.source import LEDGER
 from converter.convert import hf_to_tl, tl_to_hf
 from converter.demo.tour import differences
 from scripts.models import MODELS, make_model

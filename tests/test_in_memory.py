@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import converter
-from converter.errors import CannotDoHere, NotRepresentable, UsageError
+from converter.errors import CannotDoHere, NotRepresentable, SourceNotFound, UsageError
 from converter.layout import Layout
 from converter.pipeline import convert
 from converter.processing import STEPS, parse
@@ -247,6 +247,30 @@ def test_a_ledger_beside_the_weights_is_used(ledger: Any, tmp_path: Path) -> Non
     free = converter.to_hf_model(tmp_path / "tl", reverse="functional")
     assert not free.config.tie_word_embeddings
     assert distance(free, source) < 1e-4
+
+
+@pytest.mark.parametrize("layout", [name for name in MODELS if name != "hf"])
+def test_a_live_model_may_name_the_ledger_it_was_loaded_with(layout: Any, tmp_path: Path) -> None:
+    source = neo()
+    saved = tmp_path / "tl"
+    converter.hf_to_tl(source, saved, layout=layout, process="default", ledger="exact", check=False)
+    load = converter.load_hooked if layout == "hooked" else converter.load_bridge
+    model = load(saved)
+    with pytest.raises(SourceNotFound, match="no ledger"):
+        converter.open_model(model, ledger=tmp_path)
+    opened = converter.open_model(model, ledger=saved)
+    expected = bits(converter.to_state_dict(source, layout="hf"))
+    assert bits(converter.to_state_dict(opened, layout="hf", reverse="exact")) == expected
+    with torch.no_grad():
+        name = "mlp.in.weight" if layout == "bridge" else "mlp.W_in"
+        model.state_dict()[f"blocks.1.{name}"][3, 5] += 4
+    back = converter.to_hf_model(opened)
+    assert distance(back, model) < 1e-4
+    assert distance(back, source) > 0.1
+    found = bits(converter.to_state_dict(opened, layout="hf"))
+    changed = {name for name, kept in found.items() if kept != expected[name]}
+    assert "transformer.h.1.mlp.c_fc.weight" in changed
+    assert changed <= {"transformer.h.1.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"}
 
 
 @pytest.mark.skipif(has_hooked_transformer(), reason="there is a HookedTransformer")

@@ -16,7 +16,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.splitlines()[0])
-def test_code_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_block(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "hooked, in TransformerLens 2 or 3" in block and not has_hooked_transformer():
         pytest.skip("HookedTransformer was removed in TransformerLens 4")
     hf_to_tl(MODEL, tmp_path / "neo-tl", check=False)
@@ -28,6 +30,8 @@ def test_code_block(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     exec("import onnxruntime", names)
     exec("from transformer_lens.model_bridge import TransformerBridge", names)
     exec(block, names)
+    if "unexplained" in block:
+        assert capsys.readouterr().out == "('transformer.h.1.attn.attention.out_proj.weight',)\n"
     assert {"model", "bridge", "session", "result"} & set(names)
 
 

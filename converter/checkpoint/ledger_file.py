@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from converter.checkpoint.source import LEDGER
 from converter.errors import CorruptFile
 from converter.processing.ledger import UnitLedger
 
-LEDGER = "ledger.safetensors"
 SCHEMA_VERSION = 1
 Json = dict[str, Any]
 

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from converter.checkpoint.config import Json
 from converter.checkpoint.reader import TorchReader, plain
-from converter.checkpoint.source import Source
-from converter.errors import BadInput, ConfigError, MissingTensor, TensorMismatch, UsageError
+from converter.checkpoint.source import LEDGER, Source
+from converter.errors import (
+    BadInput,
+    ConfigError,
+    MissingTensor,
+    SourceNotFound,
+    TensorMismatch,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +35,7 @@ def open_model(
     model: torch.nn.Module | Mapping[str, torch.Tensor],
     config: Any = None,
     *,
+    ledger: str | Path | None = None,
     tokenizer: Any = None,
 ) -> Checkpoint:
     """A live model, or a state dict with its config, as a checkpoint. Nothing is changed or copied.
@@ -38,12 +46,14 @@ def open_model(
         config: of a state dict, which needs one: a GPTNeoConfig, a HookedTransformerConfig, or
             either as a dict. With a HookedTransformer: the HF config it was once made from, whose
             further fields (token ids, dropout) then come back.
+        ledger: the directory that these weights were loaded from, if it holds the ledger of their
+            processing: it brings the original basis back, and what was not edited as it was.
         tokenizer: written beside the weights where a conversion goes to disk, and given to the
             TransformerLens models that are built. None: the model's own, which is given to those,
             but not written: TransformerLens has made it prepend a token.
 
     Raises:
-        UsageError: a state dict without its config.
+        UsageError: a state dict without its config. SourceNotFound: no such ledger.
         ConfigError: a config that is none; or it is not the weights'.
         MissingTensor: weights on the meta device, which are not there.
         BadInput: neither a model nor a state dict, or one that is not GPT-Neo; see also
@@ -72,7 +82,8 @@ def open_model(
             state, hf = live.state_dict(), _hf_of(live.original_model)
         else:
             state, hf = live.state_dict(), _hf_of(live)
-            generation = _json(getattr(live, "generation_config", None))
+            if getattr(live, "generation_config", None) is not None:
+                generation = json.loads(live.generation_config.to_json_string())
     place = Path(f"{name} in memory")
     _require_there(state, place)
     if hf is not None and tl is None:
@@ -89,10 +100,25 @@ def open_model(
             provenance=None,
             config_path=Path(f"the config of the {name}"),
             live=True,
+            ledger_of=_with_ledger(ledger),
             tokenizer=getattr(model, "tokenizer", None) if tokenizer is None else tokenizer,
             tokenizer_is_own=tokenizer is not None,
         )
     )
+
+
+def _with_ledger(given: str | Path | None) -> Path | None:
+    if given is None:
+        return None
+    directory = Path(given).expanduser()
+    if not (directory / LEDGER).is_file():
+        raise SourceNotFound(
+            f"There is no {LEDGER}.",
+            where=str(directory),
+            do="Name the directory that the processed weights were written to, with --ledger"
+            " compact or exact; or leave ledger out: the function comes back without it.",
+        )
+    return directory
 
 
 def _is_a(value: Any, package: str, name: str) -> bool:
@@ -131,8 +157,8 @@ def _unwrapped(model: Any) -> Any:
 
 def _config(config: Any) -> tuple[Json | None, Json | None]:
     """A config in whatever form, as (HF's, None) or (None, TransformerLens's)."""
-    if _is_a(config, "transformers", "PreTrainedConfig") or hasattr(config, "to_json_string"):
-        return _json(config), None
+    if hasattr(config, "to_diff_dict"):
+        return _of_transformers(config), None
     fields = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(fields, Mapping):
         raise ConfigError(
@@ -144,26 +170,21 @@ def _config(config: Any) -> tuple[Json | None, Json | None]:
     return (found, None) if "model_type" in found else (None, found)
 
 
-def _json(config: Any) -> Json | None:
-    """An object of transformers as its own JSON file would hold it."""
-    if config is None:
-        return None
-    found: Json = json.loads(config.to_json_string())
-    return found
-
-
 def _hf_of(model: Any) -> Json:
     """A live model's config, as `save_pretrained` writes it."""
     config = getattr(model, "config", None)
-    if not hasattr(config, "to_json_string"):
+    if not hasattr(config, "to_diff_dict"):
         raise BadInput(
             "The model around these weights is not of Hugging Face's transformers.",
             where=type(model).__name__,
             do="neoconvert takes bridges of Hugging Face GPT-Neo models (boot_transformers).",
         )
-    found = _json(config)
-    assert found is not None
-    return found | {"architectures": [type(model).__name__]}
+    return _of_transformers(config) | {"architectures": [type(model).__name__]}
+
+
+def _of_transformers(config: Any) -> Json:
+    """What `config.save_pretrained` would write. A bridge's may hold what JSON cannot."""
+    return plain(config.to_diff_dict())
 
 
 def _require_there(state: Mapping[str, Any], place: Path) -> None:

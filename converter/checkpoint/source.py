@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
 WEIGHTS = "model.safetensors"
 PICKLE_WEIGHTS = "pytorch_model.bin"
 PROVENANCE = "neoconvert.json"
+LEDGER = "ledger.safetensors"
 _INDEX = ".index.json"
 _MAX_JSON_BYTES = 64 * 2**20
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+[\w.-]*")
@@ -51,6 +52,8 @@ class Source:
     config_path: Path | None = None
     live: bool = False
     """The weights are in memory: `path` is only what messages call them."""
+    ledger_of: Path | None = None
+    """For weights in memory: the directory whose ledger was made for them."""
     tokenizer: Any = field(default=None, repr=False)
     """The tokenizer object that goes with them, for models that are built of them."""
     tokenizer_is_own: bool = False
@@ -79,6 +82,11 @@ class Source:
     @property
     def is_directory(self) -> bool:
         return not self.live and self.path.is_dir()
+
+    @property
+    def ledger_directory(self) -> Path | None:
+        """Where its ledger is, if it has one. A bare weight file's neighbours are not its own."""
+        return self.path if self.is_directory else self.ledger_of
 
     def tokenizer_files(self) -> list[Path]:
         """Tokenizer files beside the weights. A bare weight file's neighbours are not its own."""
