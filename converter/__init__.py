@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from converter.convert import bake, export_onnx, hf_to_tl, tl_to_hf
     from converter.explaining import Explanation, explain
     from converter.exporting import Graph
-    from converter.inspection import Inspection
+    from converter.inspection import Inspection, inspect
     from converter.models import to_bridge, to_hf_model, to_hooked, to_state_dict
     from converter.opening import open_artifact
     from converter.pipeline import Conversion
@@ -57,6 +57,7 @@ _HOMES = {
     "explain": "explaining",
     "export_onnx": "convert",
     "hf_to_tl": "convert",
+    "inspect": "inspection",
     "load_bridge": "verification.loading",
     "load_hooked": "verification.loading",
     "open_artifact": "opening",
@@ -98,6 +99,7 @@ __all__ = [
     "explain",
     "export_onnx",
     "hf_to_tl",
+    "inspect",
     "load_bridge",
     "load_hooked",
     "open_artifact",

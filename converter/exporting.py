@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.publish import adding, require_free
-from converter.choices import one_of
+from converter.choices import flags, one_of
 from converter.errors import UsageError, VerificationFailed
 from converter.request import Checking
 from converter.routing import plain
@@ -37,11 +37,14 @@ class Graph:
 
     weights: WeightsMode = "shared"
     with_past: bool = True
-    hooks: tuple[str, ...] = ()
+    hooks: Sequence[str] = ()
     client: str | None = None
 
     def __post_init__(self) -> None:
         one_of(self.weights, get_args(WeightsMode), "--weights")
+        flags({"with_past": self.with_past})
+        hooks = (self.hooks,) if isinstance(self.hooks, str) else tuple(self.hooks)
+        object.__setattr__(self, "hooks", hooks)
         if self.client is not None:
             one_of(self.client, (TRANSFORMERS_JS,), "--for")
         if self.client and self.weights == "shared":

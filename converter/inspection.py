@@ -8,6 +8,12 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import NAMES
+from converter.opening import Given, graph_in, open_artifact
+
+
+def inspect(given: Given) -> Inspection:
+    """What a checkpoint, an ONNX file or a live model is. Raises: see `open_artifact`."""
+    return Inspection(open_artifact(given))
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,6 @@ class Inspection:
 
     def _onnx(self) -> dict[str, Any] | None:
         """The graph's own facts, where there is one."""
-        from converter.opening import graph_in
-
         path, source = self.checkpoint.graph, self.checkpoint.source
         if path is None and source.is_directory:
             path = graph_in(source.path)

@@ -5,11 +5,12 @@ Every value is checked when it is given, so that none is refused after an hour's
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from converter.checkpoint import Checkpoint
-from converter.choices import one_of
+from converter.choices import flags, of_kind, one_of
 from converter.dtypes import NAMES, code_named
 from converter.processing.ledger import Kind
 from converter.progress import Progress, silent
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LedgerKind = Literal[Kind, "none"]
 Runtime = Literal["torch", "onnxruntime"]
 KEEP = "keep"
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def code_asked(dtype: str | torch.dtype | None) -> str | None:
@@ -47,15 +49,27 @@ class Writing:
 
     dtype: str | torch.dtype | None = None
     ledger: LedgerKind = "compact"
-    max_shard_size: str = "5GB"
+    max_shard_size: str | int = "5GB"
     graph: Graph | None = None
     keep_weights: bool = False
     overwrite: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        from converter.exporting import Graph
+
         code_asked(self.dtype)
         one_of(self.ledger, ("compact", "exact", "none"), "--ledger")
+        of_kind(self.max_shard_size, (str, int), "--max-shard-size", "Write it as 5GB or 100000.")
+        if self.graph is not None:
+            of_kind(self.graph, Graph, "graph", "Give a converter.Graph, or nothing.")
+        flags(
+            {
+                "keep_weights": self.keep_weights,
+                "--overwrite": self.overwrite,
+                "--dry-run": self.dry_run,
+            }
+        )
 
     @property
     def code(self) -> str | None:
@@ -73,7 +87,7 @@ class Checking:
     """How the files are verified before they are published; see `verification.verify`."""
 
     check: bool = True
-    device: str = "auto"
+    device: str | torch.device = "auto"
     runtime: Runtime | None = None
     effort: Effort = "standard"
     layers: bool = False
@@ -83,6 +97,9 @@ class Checking:
         if self.runtime is not None:
             one_of(self.runtime, get_args(Runtime), "--runtime")
         one_of(self.effort, EFFORTS, "--effort")
+        flags({"check": self.check, "layers": self.layers})
+        if not _DEVICE.fullmatch(str(self.device)):
+            one_of(self.device, ("auto", "cpu", "cuda", "cuda:0"), "--device")
 
     @property
     def say(self) -> Progress:
@@ -94,7 +111,7 @@ class Checking:
             CannotDoHere: the device asked for is not here; told before an hour's work.
         """
         if self.check:
-            resolve_device(self.device)
+            resolve_device(str(self.device))
 
     def verify(
         self, original: Checkpoint, artifact: Checkpoint, route: Route
@@ -103,6 +120,6 @@ class Checking:
         if not self.check:
             return None
         return verify(
-            original, artifact, route=route, device=self.device, runtime=self.runtime,
+            original, artifact, route=route, device=str(self.device), runtime=self.runtime,
             effort=self.effort, layers=self.layers, progress=self.progress,
         )  # fmt: skip

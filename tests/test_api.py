@@ -25,6 +25,19 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("hf_to_tl", {"effort": "fast"}, "quick"),
     ("hf_to_tl", {"runtime": "onnx"}, "onnxruntime"),
     ("hf_to_tl", {"max_shard_size": "big"}, "5GB"),
+    ("hf_to_tl", {"max_shard_size": 2.5}, "5GB"),
+    ("hf_to_tl", {"max_shard_size": None}, "5GB"),
+    ("hf_to_tl", {"process": None}, "commas"),
+    ("hf_to_tl", {"process": ["fold_ln"]}, "commas"),
+    ("hf_to_tl", {"device": "gpu"}, "cpu"),
+    ("hf_to_tl", {"overwrite": "no"}, "False"),
+    ("hf_to_tl", {"dry_run": 1}, "False"),
+    ("hf_to_tl", {"layers": None}, "False"),
+    ("hf_to_tl", {"graph": True}, "Graph"),
+    ("hf_to_tl", {"graph": "model.onnx"}, "Graph"),
+    ("hf_to_tl", {"ledger": None}, "none"),
+    ("hf_to_tl", {"layout": "BRIDGE"}, "Did you mean bridge"),
+    ("export_onnx", {"graph": converter.Graph(hooks=["blocks.9.hook_resid_post"])}, "blocks"),
     ("bake", {"ledger": ""}, "compact"),
     ("tl_to_hf", {"reverse": "functionl"}, "functional"),
     ("export_onnx", {"dtype": "half"}, "float16"),
@@ -65,11 +78,22 @@ def test_an_unknown_keyword_is_refused(name: str, option: str, hf: Path, tmp_pat
         {"weights": "exteral"},
         {"client": "transformersjs", "weights": "external"},
         {"client": "transformers-js"},
+        {"with_past": "no"},
     ],
 )
 def test_a_graph_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"no value|cannot share"):
+    with pytest.raises(UsageError, match=r"no value|cannot share|a str"):
         converter.Graph(**options)
+
+
+def test_one_hook_may_stand_alone() -> None:
+    assert converter.Graph(hooks="blocks.*").hooks == converter.Graph(hooks=["blocks.*"]).hooks
+
+
+def test_numbers_are_sizes(hf: Path, tmp_path: Path) -> None:
+    done = converter.hf_to_tl(hf, tmp_path / "out", max_shard_size=400, check=False)
+    assert isinstance(done, converter.Conversion)
+    assert len(done.plan.shards) > 1
 
 
 def test_torch_dtypes_are_dtypes(hf: Path, tmp_path: Path) -> None:
@@ -98,6 +122,18 @@ def test_explain_takes_paths(hf: Path, tmp_path: Path) -> None:
     assert "fold_ln" in repr(found)
 
 
+def test_verify_takes_one_check_by_name(hf: Path) -> None:
+    assert not converter.verify(hf, hf, checks="weights").probes
+    with pytest.raises(UsageError, match="Nothing to check: weight"):
+        converter.verify(hf, hf, checks="weight")
+    with pytest.raises(UsageError, match="max_ratio"):
+        converter.verify(hf, hf, max_ratio="8")  # type: ignore[arg-type]
+
+
+def test_inspect_takes_a_path(hf: Path) -> None:
+    assert converter.inspect(str(hf)).to_json()["layout"] == "hf"
+
+
 @pytest.mark.parametrize("option", ["effort", "runtime"])
 def test_verify_refuses_what_it_does_not_know(option: str, hf: Path) -> None:
     with pytest.raises(UsageError, match=f"no value of {option}"):
@@ -112,6 +148,7 @@ def test_results_are_short_to_look_at(hf: Path, tmp_path: Path) -> None:
         converter.open_checkpoint(hf),
         converter.verify(hf, tmp_path / "tl", checks=["weights"]),
     ]
-    for result in (*results, converter.Inspection(results[3])):
-        assert len(repr(result)) < 500, result
-        assert "hf" in repr(result) or "tl" in repr(result)
+    plans = [results[0].plan, results[0].route, results[3].source]
+    for result in (*results, *plans, converter.Inspection(results[3])):
+        assert len(repr(result)) < 1000, result
+        assert any(word in repr(result) for word in ("hf", "tl", "hooked"))

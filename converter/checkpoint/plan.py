@@ -6,7 +6,7 @@ The plan is the dry run, and the writer follows it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -46,10 +46,10 @@ class Plan:
     """The output's architecture."""
     tied: bool
     """HF: the head is not written, it is the embedding."""
-    tensors: tuple[Planned, ...]
+    tensors: tuple[Planned, ...] = field(repr=False)
     """In the order in which they are made."""
     shards: tuple[str, ...]
-    dropped: dict[str, str]
+    dropped: dict[str, str] = field(repr=False)
     """Source tensors that are not carried over, each with the reason."""
     steps: tuple[str, ...] = ()
 
@@ -72,7 +72,7 @@ class Plan:
 
 
 def make_plan(
-    route: Route, layout: Layout, *, dtype: str | None = None, max_shard_size: str = "5GB"
+    route: Route, layout: Layout, *, dtype: str | None = None, max_shard_size: str | int = "5GB"
 ) -> Plan:
     """Plan the conversion that `route` describes, to `layout`.
 
@@ -94,7 +94,7 @@ def make_plan(
         and not (tied and key == HEAD)
     }
     codes = {key: dtype or route.code(key) for key in wanted}
-    limit = int(max_shard_size) if max_shard_size.isdecimal() else max_shard_size
+    limit = int(max_shard_size) if str(max_shard_size).isdecimal() else max_shard_size
     try:
         split = split_state_dict_into_shards_factory(
             {key: nbytes(slot.shape, codes[key]) for key, slot in wanted.items()},

@@ -68,7 +68,7 @@ class _Read:
     """Which checkpoints carry biases in their LayerNorms."""
 
 
-def explain(original: Given, converted: Given, *, progress: Progress = silent) -> Explanation:
+def explain(original: Given, converted: Given, *, progress: Progress | None = None) -> Explanation:
     """Name the processing steps that separate two checkpoints of one model, from weights alone.
 
     The verdict is
@@ -86,7 +86,7 @@ def explain(original: Given, converted: Given, *, progress: Progress = silent) -
     reasons = _other_sizes(original, converted)
     if reasons:
         return _verdict(original, converted, _Read(), False, reasons)
-    compare = Comparer()
+    compare, progress = Comparer(), progress or silent
     with threadpool_limits(1, user_api="blas"):  # small matrices: threads would wait for each other
         read = _read(original, converted, compare, progress)
         if compare.coarse:  # met on the way: what came before is to be judged alike

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from converter.choices import of_kind
 from converter.errors import UsageError
 from converter.processing.center_unembed import CenterUnembed
 from converter.processing.center_writing_weights import CenterWritingWeights
@@ -36,6 +37,7 @@ def parse(spec: str) -> tuple[Step, ...]:
     Raises:
         UsageError: a name that is no step's; the message offers the nearest ones.
     """
+    of_kind(spec, str, "--process", "Write the steps as one string, with commas.")
     if spec in _WORDS:
         return _WORDS[spec]
     names = [name.strip() for name in spec.split(",")]

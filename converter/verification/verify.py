@@ -11,7 +11,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.provenance import made_from
-from converter.choices import one_of
+from converter.choices import of_kind, one_of
 from converter.errors import MissingTensor, UsageError
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
@@ -43,13 +43,13 @@ def verify(
     artifact: Given,
     *,
     route: Route | None = None,
-    checks: Collection[str] = CHECKS,
+    checks: Collection[str] | str = CHECKS,
     device: str = "auto",
     runtime: str | None = None,
     pythons: Sequence[Path] = (),
     max_ratio: float | None = None,
     effort: Effort = "standard",
-    text: Path | None = None,
+    text: str | Path | None = None,
     layers: bool = False,
     seed: int = 0,
     probes: Sequence[Probe] | None = None,
@@ -79,6 +79,7 @@ def verify(
         VerificationFailed: the artifact does not even load in its software.
         BadInput: the original does not; a text without a tokenizer to read it.
     """
+    checks = (checks,) if isinstance(checks, str) else checks
     if not checks or set(checks) - set(CHECKS):
         raise UsageError(
             f"Nothing to check: {', '.join(sorted(checks)) or 'no check'}.",
@@ -90,6 +91,7 @@ def verify(
     if runtime is not None:
         one_of(runtime, RUNTIMES, "--runtime")
     limit = MAX_RATIO if max_ratio is None else max_ratio
+    of_kind(limit, (int, float), "--max-ratio", "Give a number above 0.")
     if not 0 < limit < math.inf:
         raise UsageError(
             f"{limit} is no multiple of the noise floor.", where="--max-ratio", do="Give a number above 0."
@@ -111,7 +113,10 @@ def verify(
         if probes is None:
             probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
         if text is not None:
-            probes = [*probes, *text_probes(original.config, _tokenizer(original, artifact), text)]
+            probes = [
+                *probes,
+                *text_probes(original.config, _tokenizer(original, artifact), Path(text)),
+            ]
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
         subjects = subjects_of(artifact, device, runtime, pythons)
