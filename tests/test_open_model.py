@@ -35,7 +35,10 @@ def test_a_live_model_converts_as_its_directory_does(
     dtype: torch.dtype, tied: bool, tmp_path: Path
 ) -> None:
     model = neo(dtype, tied=tied)
-    model.save_pretrained(tmp_path / "hf")
+    converter.hf_to_tl(model, tmp_path / "first", layout="bridge", check=False)
+    model.save_pretrained(tmp_path / "hf")  # which brings the config's dtype up to date
+    stated = json.loads((tmp_path / "first/config.json").read_text())["dtype"]
+    assert f"torch.{stated}" == str(dtype)
     for name, source in (("live", model), ("file", tmp_path / "hf")):
         for layout in ("hooked", "bridge"):
             output = tmp_path / f"{name}-{layout}"
@@ -297,5 +300,8 @@ def test_a_tokenizer_that_is_given_is_written(tmp_path: Path) -> None:
     converter.hf_to_tl(opened, tmp_path / "with", check=False)
     written: Any = AutoTokenizer.from_pretrained(tmp_path / "with")
     assert written("def f(x):").input_ids == tokenizer("def f(x):").input_ids
-    assert converter.to_bridge(opened).tokenizer is not None
+    there = converter.to_bridge(opened)
+    assert there.tokenizer is not None
+    converter.tl_to_hf(there, tmp_path / "back", check=False)  # made to prepend a token by now
+    assert not list(tmp_path.glob("back/tokenizer*"))
     assert converter.to_bridge(model).tokenizer is None
