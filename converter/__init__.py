@@ -5,6 +5,9 @@
     converter.hf_to_tl("EleutherAI/gpt-neo-125m", "neo-tl")
     model = converter.load_hooked("neo-tl")
 
+    model = converter.to_hooked(hf_model, process="default")  # the same with nothing on disk
+    hf_model = converter.to_hf_model(model)
+
 Names are imported when they are first used, so that `import converter` is instant.
 """
 

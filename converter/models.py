@@ -45,7 +45,8 @@ def to_state_dict(
     Args:
         source: a checkpoint, a directory, file or hub id, or a live model; see `open_model`.
         layout: "hf", "hooked" (HookedTransformer's names and axes) or "bridge"
-            (TransformerBridge's). A tied head is left out in "hf", as it is of the files.
+            (TransformerBridge's). A tied head is left out in "hf", as it is of the files: load
+            it with strict=False, or ask for the model (`to_hf_model`).
         process: "none", "default", "all", or TransformerLens's step names with commas.
         reverse: how processing is undone on the way to "hf"; see `tl_to_hf`.
         dtype: such as "float16" or torch.float16; None keeps each tensor's own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_it_is_taken_wherever_a_path_is(tmp_path: Path) -> None:
     assert facts["layout"] == "hf"
     assert facts["head"] == "tied"
     assert json.dumps(facts)
+    with pytest.raises(UsageError, match="Another interpreter"):
+        converter.verify(model, model, pythons=[Path(sys.executable)], effort="quick")
     with pytest.raises(UsageError, match="no directory"):
         converter.export_onnx(model)
     assert converter.hf_to_tl(model, tmp_path / "no", dry_run=True).plan.n_params > 0

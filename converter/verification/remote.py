@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CannotDoHere, VerificationFailed
+from converter.errors import CannotDoHere, UsageError, VerificationFailed
 from converter.verification.probes import Probe
 from converter.verification.runtimes import Runtime, open_runtime
 
@@ -67,8 +67,16 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
     Raises:
         CannotDoHere: the interpreter cannot run neoconvert (it lacks torch, say).
         VerificationFailed: the software there refuses the checkpoint.
+        UsageError: the checkpoint is in memory, which the other process does not see.
     """
     import torch
+
+    if checkpoint.source.live:
+        raise UsageError(
+            "Another interpreter does not see a model that is in the memory of this one.",
+            where=checkpoint.source.given,
+            do="Write it to a directory first, and verify that.",
+        )
 
     folder = tempfile.TemporaryDirectory(prefix="neoconvert.")
     here = str(Path(__file__).resolve().parents[2])
