@@ -114,6 +114,26 @@ def test_function_and_ties(layout: Layout, process: str) -> None:
     assert back.config.max_position_embeddings == source.config.max_position_embeddings
 
 
+@given(st.sampled_from(MODELS), steps, st.sampled_from(["float32", "float64"]), st.data())
+@settings(max_examples=25, deadline=None)
+def test_any_edit_of_a_live_model_comes_back(
+    layout: Layout, process: str, dtype: str, data: st.DataObject
+) -> None:
+    """Some rows of one tensor, or of all, overwritten where they are."""
+    model = build(neo(), layout, process=process, dtype=dtype)
+    names = list(converter.to_state_dict(model, layout=layout))
+    edited = data.draw(st.sampled_from([None, *names]))
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    with torch.no_grad():
+        held = model.state_dict()
+        for name in names if edited is None else [edited]:
+            row = data.draw(st.integers(0, len(held[name]) - 1)) if edited else slice(1, 4)
+            noise = torch.randn(held[name][row].shape, generator=rng).to(held[name].dtype)
+            held[name][row] += (0.1 if edited is None else 1.0) * noise
+    assert distance(converter.to_hf_model(model), model) < 2e-4
+    assert distance(converter.to_bridge(model), model) < 2e-4
+
+
 @needs_hooked
 @pytest.mark.parametrize("refactor", [False, True])
 def test_processing_is_transformer_lenss_own(refactor: bool) -> None:
