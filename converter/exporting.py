@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.publish import adding, require_free
-from converter.choices import flags, one_of
+from converter.choices import flags, of_kind, one_of
 from converter.errors import UsageError, VerificationFailed
 from converter.request import Checking
 from converter.routing import plain
@@ -43,7 +43,10 @@ class Graph:
     def __post_init__(self) -> None:
         one_of(self.weights, get_args(WeightsMode), "--weights")
         flags({"with_past": self.with_past})
+        of_kind(self.hooks, Collection, "--hook", "Give the hook points' names, or patterns.")
         hooks = (self.hooks,) if isinstance(self.hooks, str) else tuple(self.hooks)
+        for hook in hooks:
+            of_kind(hook, str, "--hook", "Give the hook points' names, or patterns.")
         object.__setattr__(self, "hooks", hooks)
         if self.client is not None:
             one_of(self.client, (TRANSFORMERS_JS,), "--for")

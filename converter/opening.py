@@ -33,7 +33,7 @@ def open_artifact(
     given: Given,
     *,
     revision: str | None = None,
-    cfg: Path | None = None,
+    cfg: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint, an ONNX file, or a directory that holds a graph and no weight file.

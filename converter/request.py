@@ -98,6 +98,10 @@ class Checking:
             one_of(self.runtime, get_args(Runtime), "--runtime")
         one_of(self.effort, EFFORTS, "--effort")
         flags({"check": self.check, "layers": self.layers})
+        if self.progress is not None and not callable(self.progress):
+            of_kind(
+                self.progress, type(silent), "progress", "Give a function; see converter.progress."
+            )
         if not _DEVICE.fullmatch(str(self.device)):
             one_of(self.device, ("auto", "cpu", "cuda", "cuda:0"), "--device")
 

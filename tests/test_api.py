@@ -27,6 +27,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("hf_to_tl", {"max_shard_size": "big"}, "5GB"),
     ("hf_to_tl", {"max_shard_size": 2.5}, "5GB"),
     ("hf_to_tl", {"max_shard_size": None}, "5GB"),
+    ("hf_to_tl", {"max_shard_size": "0"}, "5GB"),
+    ("hf_to_tl", {"max_shard_size": "-5GB"}, "5GB"),
+    ("hf_to_tl", {"progress": 3}, "function"),
     ("hf_to_tl", {"process": None}, "commas"),
     ("hf_to_tl", {"process": ["fold_ln"]}, "commas"),
     ("hf_to_tl", {"device": "gpu"}, "cpu"),
@@ -79,10 +82,12 @@ def test_an_unknown_keyword_is_refused(name: str, option: str, hf: Path, tmp_pat
         {"client": "transformersjs", "weights": "external"},
         {"client": "transformers-js"},
         {"with_past": "no"},
+        {"hooks": 3},
+        {"hooks": [3]},
     ],
 )
 def test_a_graph_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"no value|cannot share|a str"):
+    with pytest.raises(UsageError, match=r"no value|cannot share|a str|an? int"):
         converter.Graph(**options)
 
 
@@ -128,6 +133,23 @@ def test_verify_takes_one_check_by_name(hf: Path) -> None:
         converter.verify(hf, hf, checks="weight")
     with pytest.raises(UsageError, match="max_ratio"):
         converter.verify(hf, hf, max_ratio="8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": "x"}, {"layers": "no"}, {"checks": None}, {"checks": []}, {"text": 3}]
+)
+def test_verify_says_what_is_wrong(options: dict[str, Any], hf: Path) -> None:
+    with pytest.raises(UsageError):
+        converter.verify(hf, hf, **options)
+
+
+def test_opening_is_as_careful(hf: Path) -> None:
+    cfg = str(hf / "config.json")
+    opened = converter.open_checkpoint(hf / "model.safetensors", cfg=cfg)
+    assert opened.config == converter.open_checkpoint(hf).config
+    for given, options in ((3, {}), (None, {}), (hf, {"allow_pickle": "no"})):
+        with pytest.raises(UsageError):
+            converter.open_checkpoint(given, **options)  # type: ignore[arg-type]
 
 
 def test_inspect_takes_a_path(hf: Path) -> None:

@@ -14,6 +14,7 @@ from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source, find
 from converter.checkpoint.tl_config import from_tl
+from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
 from converter.errors import ConfigError, MissingTensor, TensorMismatch, UnknownTensor
 from converter.layout import Layout, Slot, buffers, expand
@@ -129,7 +130,7 @@ def open_checkpoint(
     given: str | Path,
     *,
     revision: str | None = None,
-    cfg: Path | None = None,
+    cfg: str | Path | None = None,
     allow_pickle: bool = False,
 ) -> Checkpoint:
     """Open a directory, a weight file or a hub id, and check names, shapes and dtypes.
@@ -138,7 +139,12 @@ def open_checkpoint(
         BadInput: see `converter.errors`; the message names the file, the tensor, what was
             expected and what was found.
     """
-    return read_checkpoint(find(str(given), revision=revision, cfg=cfg, allow_pickle=allow_pickle))
+    of_kind(given, (str, Path), "SOURCE", "Give a directory, a weight file or a hub id.")
+    flags({"--allow-pickle": allow_pickle})
+    config = None if cfg is None else Path(cfg)
+    return read_checkpoint(
+        find(str(given), revision=revision, cfg=config, allow_pickle=allow_pickle)
+    )
 
 
 def read_checkpoint(source: Source) -> Checkpoint:

@@ -96,6 +96,8 @@ def make_plan(
     codes = {key: dtype or route.code(key) for key in wanted}
     limit = int(max_shard_size) if str(max_shard_size).isdecimal() else max_shard_size
     try:
+        if str(max_shard_size).startswith("-") or not set(str(max_shard_size)) & set("123456789"):
+            raise ValueError("a size is more than zero")
         split = split_state_dict_into_shards_factory(
             {key: nbytes(slot.shape, codes[key]) for key, slot in wanted.items()},
             get_storage_size=lambda size: size,

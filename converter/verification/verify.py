@@ -6,12 +6,13 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.provenance import made_from
-from converter.choices import of_kind, one_of
+from converter.choices import flags, of_kind, one_of
 from converter.errors import MissingTensor, UsageError
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
@@ -35,6 +36,9 @@ from converter.verification.weights import (
     require_same_sizes,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 CHECKS = ("weights", "function")
 
 
@@ -44,9 +48,9 @@ def verify(
     *,
     route: Route | None = None,
     checks: Collection[str] | str = CHECKS,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     runtime: str | None = None,
-    pythons: Sequence[Path] = (),
+    pythons: Sequence[str | Path] | str | Path = (),
     max_ratio: float | None = None,
     effort: Effort = "standard",
     text: str | Path | None = None,
@@ -79,7 +83,11 @@ def verify(
         VerificationFailed: the artifact does not even load in its software.
         BadInput: the original does not; a text without a tokenizer to read it.
     """
+    of_kind(checks, Collection, "--check", f"Name {' or '.join(CHECKS)}.")
     checks = (checks,) if isinstance(checks, str) else checks
+    pythons = (pythons,) if isinstance(pythons, (str, Path)) else pythons
+    of_kind(seed, int, "seed", "Give a whole number.")
+    flags({"layers": layers})
     if not checks or set(checks) - set(CHECKS):
         raise UsageError(
             f"Nothing to check: {', '.join(sorted(checks)) or 'no check'}.",
@@ -92,6 +100,8 @@ def verify(
         one_of(runtime, RUNTIMES, "--runtime")
     limit = MAX_RATIO if max_ratio is None else max_ratio
     of_kind(limit, (int, float), "--max-ratio", "Give a number above 0.")
+    if text is not None:
+        of_kind(text, (str, Path), "--text", "Give a file of UTF-8 text.")
     if not 0 < limit < math.inf:
         raise UsageError(
             f"{limit} is no multiple of the noise floor.", where="--max-ratio", do="Give a number above 0."
@@ -119,8 +129,8 @@ def verify(
             ]
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
-        subjects = subjects_of(artifact, device, runtime, pythons)
-        result = _with_function(result, route, subjects, probes, device, seed, layers, say)
+        subjects = subjects_of(artifact, str(device), runtime, [Path(python) for python in pythons])
+        result = _with_function(result, route, subjects, probes, str(device), seed, layers, say)
     return replace(result, passed=not result.problems)
 
 
