@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ from converter.onnx.reading import read_onnx
 
 Array = NDArray[Any]
 _PAST, _PRESENT = "past_key_values.", "present."
+_DTYPES: dict[str, Any] = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -38,12 +43,17 @@ def _onnxruntime(path: Path) -> Any:
     return onnxruntime
 
 
-def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
-    """The graph with more outputs. The file is left as it is."""
-    model = onnx.load_model(str(path), load_external_data=False)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    serialised: bytes = model.SerializeToString()
-    return serialised
+Edit = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+def with_outputs(names: Sequence[str]) -> Edit:
+    """Values inside a graph become outputs too."""
+
+    def edit(model: onnx.ModelProto) -> onnx.ModelProto:
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        return model
+
+    return edit
 
 
 class Session:
@@ -55,7 +65,8 @@ class Session:
             on long inputs. (Weights of other dtypes are widened at opening in any case.)
         threads: None: onnxruntime's choice.
         cuda: the number of the GPU to run on, without TF32; None: on CPU.
-        values: names of values inside the graph that become outputs too.
+        edit: what is run is what this makes of the graph; the file is left as it is.
+        optimised: whether onnxruntime may fuse nodes, and fold constants into copies of weights.
 
     Raises:
         BadInput: see `read_onnx`; or onnxruntime refuses the graph.
@@ -69,7 +80,8 @@ class Session:
         lean: bool = False,
         threads: int | None = None,
         cuda: int | None = None,
-        values: Sequence[str] = (),
+        edit: Edit | None = None,
+        optimised: bool = True,
     ) -> None:
         self.file = read_onnx(path)
         ort = _onnxruntime(path)
@@ -82,10 +94,13 @@ class Session:
         providers: list[Any] = ["CPUExecutionProvider"]
         if cuda is not None:
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": cuda, "use_tf32": 0}))
+        if not optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         graph: str | bytes = str(path)
-        if values:
+        if edit is not None:
             options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
-            graph = _with_outputs(path, values)
+            graph = edit(onnx.load_model(str(path), load_external_data=False)).SerializeToString()
         try:
             self._session: Any = ort.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # its exceptions have no base of their own
@@ -100,7 +115,7 @@ class Session:
                 where=f"onnxruntime {ort.__version__}: {', '.join(self._session.get_providers())}",
                 do="pip install onnxruntime-gpu, or use --device cpu.",
             )
-        self._half = {i.name for i in self._session.get_inputs() if i.type == "tensor(float16)"}
+        self._dtypes = {i.name: _DTYPES.get(i.type) for i in self._session.get_inputs()}
         self.inputs: dict[str, list[int | str]] = {
             i.name: i.shape for i in self._session.get_inputs()
         }
@@ -129,8 +144,8 @@ class Session:
         feeds: dict[str, Array] = {TOKENS: tokens.astype(np.int64, copy=False)}
         before = 0
         for name, (_, heads, _, width) in self._past_shapes().items():
-            dtype = np.float16 if name in self._half else np.float32
-            feeds[name] = past[name] if past else np.zeros((batch, heads, 0, width), dtype)
+            empty = np.zeros((batch, heads, 0, width), self._dtypes[name])
+            feeds[name] = past[name] if past else empty
             before = feeds[name].shape[2]
         if mask is None:
             mask = np.ones((batch, before + length), bool)

@@ -245,13 +245,14 @@ class _Tally:
         )
 
 
-def pooled_floor(runs: Sequence[Errors]) -> Floor:
-    """The floor that several float32 runs of the original show together."""
+def pooled_floor(runs: Sequence[Errors], *, ulp: float = ULP) -> Floor:
+    """The floor that several runs of the original show together, whose unit in the last place
+    is `ulp`."""
     scale = max(run.scale for run in runs)
     positions = (max(errors) for errors in zip(*(run.by_position for run in runs), strict=True))
     return Floor(
-        by_position=tuple(max(error, 2 * ULP * scale) for error in positions),
+        by_position=tuple(max(error, 2 * ulp * scale) for error in positions),
         # Logit and normaliser are each rounded by up to half a unit, in either run.
-        max_abs=max(*(run.max_abs for run in runs), 2 * ULP * scale),
-        rms=max(math.sqrt(sum(run.rms**2 for run in runs) / len(runs)), ULP * scale),
+        max_abs=max(*(run.max_abs for run in runs), 2 * ulp * scale),
+        rms=max(math.sqrt(sum(run.rms**2 for run in runs) / len(runs)), ulp * scale),
     )

@@ -224,15 +224,16 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights under the layout's names: as safetensors.torch reads them from the files, or
-    copied from where they are in memory."""
+    """What a user's own loader would load: the weights, and the buffers that the files hold beside
+    them, by the layout's names. As safetensors.torch reads them from the files, or copied from
+    where they are in memory."""
     from safetensors.torch import load_file
 
     files = dict.fromkeys(stored.file for stored in checkpoint.stored.values())
     if all(file.suffix == ".safetensors" for file in files) and not checkpoint.source.live:
-        names = {stored.name for stored in checkpoint.stored.values()}
+        names = {stored.name for stored in checkpoint.stored.values()} | {*checkpoint.dropped}
         return {k: t for file in files for k, t in load_file(file).items() if k in names}
-    return dict(_own(checkpoint))
+    return dict(_own(checkpoint)) | dict(_buffers(checkpoint))
 
 
 def _own(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
@@ -241,6 +242,12 @@ def _own(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
         slot = checkpoint.slots[key]
         flat = slot.to_hub.inverse.apply(checkpoint.tensor(key), checkpoint.config.sizes)
         yield str(slot.name), as_torch(flat)
+
+
+def _buffers(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    for reader in checkpoint.source.readers:
+        for name in set(reader.tensors) & set(checkpoint.dropped):
+            yield name, as_torch(reader.read(name))
 
 
 def local_tokenizer(checkpoint: Checkpoint) -> Any:

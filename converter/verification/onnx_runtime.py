@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from converter.checkpoint import Checkpoint
+from converter.errors import CorruptFile
 from converter.onnx.dialect import LOGITS, POSITIONS
 from converter.onnx.opening import reader_of
-from converter.onnx.session import Array, Session, has_cuda, past_of
+from converter.onnx.session import Array, Edit, Session, has_cuda, past_of, with_outputs
+from converter.verification.evidence import NotComparable
 from converter.verification.loading import installed
 from converter.verification.probes import Probe
 from converter.verification.runtimes import Runtime
+from converter.verification.twin import twin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +46,7 @@ def open_onnx(checkpoint: Checkpoint, device: torch.device, *, required: bool = 
     return OnnxRuntime(name, name, version, where, checkpoint, session)
 
 
-def _session(checkpoint: Checkpoint, device: torch.device, values: tuple[str, ...] = ()) -> Session:
+def _session(checkpoint: Checkpoint, device: torch.device, edit: Edit | None = None) -> Session:
     assert checkpoint.graph is not None
     nbytes = sum(stored.nbytes for stored in checkpoint.stored.values())
     return Session(
@@ -50,7 +54,7 @@ def _session(checkpoint: Checkpoint, device: torch.device, values: tuple[str, ..
         lean=nbytes > _LARGE,
         threads=torch.get_num_threads(),
         cuda=(device.index or 0) if device.type == "cuda" else None,
-        values=values,
+        edit=edit,
     )
 
 
@@ -69,6 +73,26 @@ class OnnxRuntime(Runtime):
     def logits(self, probe: Probe) -> Tensor:
         found = self._run(self.session, probe, (LOGITS,))[LOGITS]
         return torch.from_numpy(found.astype(np.float32, copy=False)).to(self.device)
+
+    def exact_logits(self, probe: Probe) -> Tensor:
+        found = self._run(self._twin, probe, (LOGITS,))[LOGITS]
+        if found.dtype != np.float64:
+            raise NotComparable(f"its logits stay {found.dtype}")
+        return torch.from_numpy(found)
+
+    @cached_property
+    def _twin(self) -> Session:
+        assert self.checkpoint.graph is not None
+        try:
+            return Session(
+                self.checkpoint.graph,
+                lean=True,
+                threads=torch.get_num_threads(),
+                edit=partial(twin, config=self.checkpoint.config),
+                optimised=False,
+            )
+        except CorruptFile as error:
+            raise NotComparable(f"in float64, {error.what}") from error
 
     def _run(self, session: Session, probe: Probe, wanted: tuple[str, ...]) -> dict[str, Array]:
         """The wanted outputs, each [batch, pos, …]."""
@@ -98,5 +122,6 @@ class OnnxRuntime(Runtime):
         if not values:
             return {}
         wanted = tuple(values.values())
-        found = self._run(_session(self.checkpoint, self.device, wanted), probe, wanted)
+        session = _session(self.checkpoint, self.device, with_outputs(wanted))
+        found = self._run(session, probe, wanted)
         return {unit: torch.from_numpy(found[value]) for unit, value in values.items()}

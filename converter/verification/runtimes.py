@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import BadInput, NeoconvertError
+from converter.verification.evidence import NotComparable
 from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
     has_bridge,
@@ -42,6 +45,18 @@ class Runtime(ABC):
     @abstractmethod
     def logits(self, probe: Probe) -> Tensor: ...
 
+    def runs_exactly(self, probe: Probe) -> bool:
+        """Whether `exact_logits` has what the probe needs."""
+        return self.runs(probe)
+
+    def exact_logits(self, probe: Probe) -> Tensor:
+        """What the same program computes from the same weights in float64 [batch, pos, v].
+
+        Raises:
+            NotComparable: there is no way to run it so.
+        """
+        raise NotComparable(f"{self.what} does not run in float64 here")
+
     def streams(self, probe: Probe) -> dict[str, Tensor]:
         """The residual stream [batch, pos, d] after "embed" and each "block i", as far as the
         software shows it."""
@@ -62,11 +77,28 @@ class Library(Runtime):
         import torch
 
         with torch.inference_mode(), exact_float32():
-            tokens = torch.from_numpy(probe.tokens).to(self.device)
-            out = self.model(tokens, **self._arguments(probe))
-        result: Tensor = getattr(out, "logits", out)
+            result, _ = self._step(probe, 0, probe.tokens.shape[1])
         assert result.dtype is torch.float32, f"{self.what} computed in {result.dtype}"
         return result
+
+    def runs_exactly(self, probe: Probe) -> bool:
+        return self.runs(replace(probe, prefill=None))
+
+    def exact_logits(self, probe: Probe) -> Tensor:
+        import torch
+
+        from converter.verification.lifted import casts_lifted
+
+        length = probe.tokens.shape[1]
+        ends = [length] if probe.prefill is None else [*range(probe.prefill, length), length]
+        cache, pieces = self._empty_cache(probe), []
+        with torch.inference_mode(), casts_lifted():
+            for start, end in zip([0, *ends], ends, strict=False):
+                logits, cache = self._step(probe, start, end, cache)
+                pieces.append(logits)
+        if any(piece.dtype is not torch.float64 for piece in pieces):
+            raise NotComparable(f"{self.what} gives {pieces[0].dtype} whatever it is asked for")
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
     def streams(self, probe: Probe) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
@@ -85,16 +117,46 @@ class Library(Runtime):
     def _hooked(self) -> bool:
         return self.what == "HookedTransformer"
 
-    def _arguments(self, probe: Probe) -> dict[str, Tensor]:
+    def _empty_cache(self, probe: Probe) -> Any:
+        """HookedTransformer wants a cache to fill; the others make one when asked to."""
+        if probe.prefill is None or not self._hooked:
+            return None
+        import transformer_lens
+
+        # 3.0 gave it another name.
+        names = ("TransformerLensKeyValueCache", "HookedTransformerKeyValueCache")
+        kind = next(getattr(transformer_lens, n) for n in names if hasattr(transformer_lens, n))
+        return kind.init_cache(self.model.cfg, self.device, probe.tokens.shape[0])
+
+    def _step(self, probe: Probe, start: int, end: int, cache: Any = None) -> tuple[Tensor, Any]:
+        """The logits of a probe's positions from `start` to before `end`, and the cache after."""
         import torch
 
-        arguments: dict[str, Tensor] = {}
-        if probe.mask is not None:
-            arguments["attention_mask"] = torch.from_numpy(probe.mask).long().to(self.device)
-        if not self._hooked and (probe.mask is not None or probe.start):
+        tokens = torch.from_numpy(probe.tokens[:, start:end]).to(self.device)
+        cached = (probe.prefill is not None and cache is not None) or end < probe.tokens.shape[1]
+        mask = probe.mask
+        if cached and mask is None:
+            mask = np.ones_like(probe.tokens, bool)
+        named: dict[str, Any] = {}
+        if mask is not None:
+            # HookedTransformer's cache remembers the mask of what it holds.
+            seen = mask[:, start if self._hooked else 0 : end]
+            named["attention_mask"] = torch.from_numpy(seen).long().to(self.device)
+        if not self._hooked and (probe.mask is not None or probe.start or cached):
             # HF does not derive positions from the mask for GPT-Neo.
-            arguments["position_ids"] = torch.from_numpy(probe.positions).to(self.device)
-        return arguments
+            positions = torch.from_numpy(probe.positions[:, start:end])
+            named["position_ids"] = positions.to(self.device)
+        if not cached:
+            out = self.model(tokens, **named)
+            return getattr(out, "logits", out), None
+        if self._hooked:
+            return self.model(tokens, past_kv_cache=cache, **named), cache
+        named |= {"past_key_values": cache, "use_cache": True}
+        if self.what == "TransformerBridge":
+            logits, cache = self.model(tokens, return_type="logits_and_cache", **named)
+            return logits, cache
+        out = self.model(tokens, **named)
+        return out.logits, out.past_key_values
 
 
 def _keep_input(found: dict[str, Tensor]) -> Callable[..., None]:
@@ -116,6 +178,11 @@ class OwnForward(Runtime):
     """`converter.verification.reference` in float32, where no library runs the layout."""
 
     checkpoint: Checkpoint
+
+    def exact_logits(self, probe: Probe) -> Tensor:
+        raise NotComparable(
+            "no software here runs this layout, and the reference is not compared with itself"
+        )
 
     def logits(self, probe: Probe) -> Tensor:
         import torch
