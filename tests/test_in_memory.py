@@ -176,6 +176,26 @@ def test_the_result_has_memory_of_its_own() -> None:
     assert bits(source.state_dict()) == before
 
 
+@pytest.mark.parametrize("layout", MODELS)
+def test_what_is_built_can_be_trained_and_brought_back(layout: Layout, tmp_path: Path) -> None:
+    model = build(neo(), layout, process="default")
+    untrained = bits(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    tokens = torch.arange(24)[None]
+    for _ in range(2):
+        out = model(tokens)
+        logits = getattr(out, "logits", out)
+        loss: Any = torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:])
+        loss.backward()
+        optimizer.step()
+    assert bits(model.state_dict()) != untrained
+    back = converter.to_hf_model(model)
+    assert distance(back, model) < 2e-4
+    back.save_pretrained(tmp_path / "back")
+    again = type(back).from_pretrained(tmp_path / "back").eval()
+    assert bits(again.state_dict()) == bits(back.state_dict())
+
+
 def test_generation_config_and_further_fields_come_along() -> None:
     source = neo(bos_token_id=3, eos_token_id=5, resid_dropout=0.125)
     source.generation_config.max_new_tokens = 7
