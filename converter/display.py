@@ -155,6 +155,11 @@ class Display:
             results = [p for p in result.probes if p.runtime == ran.what]
             if ran.role == "artifact" and results:
                 self._probes(result, ran, results)
+        for evidence in result.program:
+            mark = {"same": "[green]✓[/]", "differs": "[red]✗[/]"}.get(
+                evidence.outcome, "[yellow]–[/]"
+            )
+            self.say(f"  {mark} program, in float64: {escape(str(evidence))}")
         if result.probes:
             if not any(p.compared for p in result.probes):
                 self.say(

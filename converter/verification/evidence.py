@@ -55,6 +55,10 @@ class Evidence:
         outcome: Outcome = "same" if times <= 1 else "differs"
         return Evidence(subject, link, outcome, where=where, error=error, times=times)
 
+    @property
+    def failed(self) -> bool:
+        return self.outcome == "differs"
+
     def __str__(self) -> str:
         """`same in HookedTransformer: max |Δ log p| 2.1e-14, 0.03 of what is allowed (length 16)`"""
         if self.outcome == "not comparable":

@@ -11,11 +11,13 @@ import torch
 
 from converter.errors import BadInput, NeoconvertError, VerificationFailed
 from converter.progress import Progress
-from converter.route import Route
+from converter.route import Expected, Route
+from converter.verification.evidence import Evidence
 from converter.verification.judge import MAX_RATIO, Errors, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.probes import Probe, cost
-from converter.verification.reference import Forward, forward
+from converter.verification.program import examine_program
+from converter.verification.reference import Forward, Source, forward
 from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
 from converter.verification.runtimes import Runtime, open_runtime
 from converter.verification.standard import Standard, changed_function, noise_of, standard_for
@@ -34,6 +36,7 @@ class Comparison:
     problems: tuple[str, ...]
     failed: tuple[Probe, Subject] | None
     """The first probe that failed, and the artifact that failed it."""
+    program: tuple[Evidence, ...] = ()
 
     @property
     def vacuous(self) -> bool:
@@ -50,8 +53,12 @@ def compare_function(
     max_ratio: float,
     seed: int,
     say: Progress,
+    same_weights: bool = False,
 ) -> Comparison:
     """Run the original and then each artifact, and judge every probe.
+
+    Args:
+        same_weights: the stored weights are known to be what the route makes.
 
     Raises: see `converter.verification.verify`.
     """
@@ -67,6 +74,7 @@ def compare_function(
         _release(work)
         problems: list[str] = []
         results: list[ProbeResult] = []
+        program: list[Evidence] = []
         failed: tuple[Probe, Subject] | None = None
         standards: dict[tuple[str, ...], Standard] = {}
         for subject in subjects:
@@ -97,9 +105,36 @@ def compare_function(
                 if not result.passed:
                     failed = failed or (probes[index], subject)
             problems += _off([r for r in results if r.runtime == ran[-1].what])
+            say(f"{runtime.what}: float64")
+            program.append(_program(runtime, subject, route, true, standard, same_weights, seed))
+            problems += [f"The program is not GPT-Neo's: it {e}." for e in program[-1:] if e.failed]
             del runtime
             _release(work)
-    return Comparison(tuple(ran), tuple(results), tuple(problems), failed)
+    return Comparison(tuple(ran), tuple(results), tuple(problems), failed, tuple(program))
+
+
+def _program(
+    runtime: Runtime,
+    subject: Subject,
+    route: Route,
+    true: Forward,
+    standard: Standard,
+    same_weights: bool,
+    seed: int,
+) -> Evidence:
+    """The program link of one subject, on its own stored weights; where a graph does not say
+    which they are, on those that the route makes."""
+    artifact = subject.checkpoint
+    source: Source = artifact
+    if not artifact.complete:
+        source = Expected(route, {key: artifact.code(key) for key in artifact.slots})
+    moved = not route.whole_units and not (route.absorbs and route.source.config.score_divisors)
+    known = same_weights and (moved or standard.reference is not true)
+    name = runtime.what if artifact.graph is None else f"{artifact.graph.name} ({runtime.what})"
+    return examine_program(
+        runtime, source, true.probes, standard.floors, name,
+        exact=standard.reference if known else None, seed=seed,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -7,15 +7,18 @@ the weights are, and how float32 rounds, are other links' questions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
+from converter.checkpoint import NeoConfig
 from converter.verification.evidence import Evidence, NotComparable
-from converter.verification.judge import Errors, Floor, measure, pooled_floor
-from converter.verification.probes import Probe
+from converter.verification.judge import ULP as ULP32
+from converter.verification.judge import Floor, measure, pooled_floor
+from converter.verification.probes import Probe, cost
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.runtimes import Runtime
 
@@ -24,6 +27,10 @@ MAX_TIMES = 64.0
 ULP = 2.0**-52
 """float64's unit in the last place, relative."""
 _DRAWS = 2
+_LONG = 600
+"""Positions of the longest probe that a verification runs in float64."""
+_LARGE, _STEPS = 5e8, 1e9
+"""Weights of a model that runs one probe only; and of all the steps of a cache."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,8 @@ class Reference:
     """What a program is held to: our own forward pass in float64, and what rounding makes of it."""
 
     exact: Forward
+    """Its first probes are these."""
     probes: tuple[Probe, ...]
-    noise: tuple[Errors, ...]
-    """A run of the same whose embeddings were moved by a unit in the last place, for each probe."""
     floor: Floor
     """Of all probes together. Where attention is sharp a single rounding shows or does not, as
     it falls: a probe's own few draws may all miss it."""
@@ -55,7 +61,7 @@ class Reference:
         ]  # fmt: skip
         floors = [pooled_floor(runs, ulp=ULP) for runs in noise]
         floor = Floor(max(f.max_abs for f in floors), max(f.rms for f in floors))
-        return Reference(exact, tuple(probes), tuple(runs[0] for runs in noise), floor)
+        return Reference(exact, tuple(probes), floor)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,65 @@ def compare_program(runtime: Runtime, reference: Reference, subject: str | None 
     return Program(evidence, found)
 
 
+def examine_program(
+    runtime: Runtime,
+    source: Source,
+    probes: Sequence[Probe],
+    floors: Sequence[Floor],
+    subject: str,
+    *,
+    exact: Forward | None = None,
+    seed: int = 0,
+) -> Evidence:
+    """The program link with as little work as it takes.
+
+    Args:
+        source: the weights that the program runs on.
+        floors: float32's noise on each probe: float64's is the same, amplified from a smaller
+            unit. Only what exceeds it is held to a floor of its own, which takes more runs.
+        exact: a float64 pass over these probes that is known to be of the same weights.
+    """
+    few = _few(source.config, probes)
+    if exact is None:
+        exact = forward(source, list(few.values()), dtype=torch.float64)
+    else:
+        finals = (exact.final[index][:, : few[index].tokens.shape[1]] for index in few)
+        exact = replace(exact, probes=list(few.values()), final=tuple(finals))
+    share = ULP / ULP32
+    floor = Floor(share * max(f.max_abs for f in floors), share * max(f.rms for f in floors))
+    found = compare_program(runtime, Reference(exact, tuple(few.values()), floor), subject)
+    if found.evidence.outcome == "differs":
+        own = Reference.of(source, list(few.values()), seed=seed)
+        found = compare_program(runtime, own, subject)
+    return found.evidence
+
+
+def _few(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:
+    """By their place: the longest, one with padding, and one with a cache, a few steps of it.
+    (What is behind a position changes nothing at it.) A large model runs the first."""
+    plain = [(i, p) for i, p in enumerate(probes) if p.mask is None and p.prefill is None]
+    short = [(i, p) for i, p in plain if p.tokens.shape[1] <= _LONG] or plain[:1]
+    few = dict([max(short, key=lambda found: found[1].tokens.shape[1])] if short else [])
+    if few and cost(config, 1) > _LARGE:
+        return few
+    kinds = [(p.mask is not None, p.prefill is not None) for p in probes]
+    for kind in ((True, False), (False, True), (True, True)):
+        if kind in kinds:
+            few[kinds.index(kind)] = probes[kinds.index(kind)]
+    return {i: _fewer_steps(config, p) for i, p in few.items()}
+
+
+def _fewer_steps(config: NeoConfig, probe: Probe) -> Probe:
+    """Steps with a cache, on either side of the window's end."""
+    if probe.prefill is None:
+        return probe
+    steps = max(2, min(8, int(_STEPS / cost(config, 1))))
+    end = min(probe.tokens.shape[1], config.window_size + steps // 2)
+    mask = None if probe.mask is None else probe.mask[:, :end]
+    prefill = max(1, end - steps)
+    return replace(probe, tokens=probe.tokens[:, :end], mask=mask, prefill=prefill)
+
+
 def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
     found, compared = [], 0
     for index, probe in enumerate(reference.probes):
@@ -103,11 +168,13 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
             continue
         logits = _logits(runtime, probe)
         (run,) = measure(reference.exact, index, [logits])
-        honest, floor = reference.noise[index], reference.floor
-        # NaN and infinities belong where the reference has them.
-        ratio = run.ratio(floor) if run.same_classes(honest) else float("inf")
-        found.append(ProgramProbe(probe.name, run.max_abs, floor.max_abs, ratio))
-        compared += honest.compared
+        ratio, finite = run.ratio(reference.floor), run.compared
+        if finite < logits.numel():  # NaN, infinities and padding
+            (true,) = measure(reference.exact, index, [partial(reference.exact.at, index)])
+            # They belong where the reference has them.
+            ratio, finite = ratio if run.same_classes(true) else math.inf, true.compared
+        found.append(ProgramProbe(probe.name, run.max_abs, reference.floor.max_abs, ratio))
+        compared += finite
     if not found:
         raise NotComparable("it has not what the probes need")
     if not compared:

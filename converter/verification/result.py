@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.verification.evidence import Evidence
 from converter.verification.judge import Errors, Floor
 from converter.verification.probes import Probe
 from converter.verification.weights import WeightCheck
@@ -145,6 +146,8 @@ class Verification:
     original: str = ""
     artifact: str = ""
     layers: tuple[Layers, ...] = ()
+    program: tuple[Evidence, ...] = ()
+    """What ran in float64, subject by subject; empty where function was not asked for."""
 
     def __repr__(self) -> str:
         verdict = "passed" if self.passed else f"failed: {' '.join(self.problems[:2])}"
@@ -174,6 +177,7 @@ class Verification:
                 f"          worst: {worst.name}, ratio {worst.ratio:.3g}, max |Δ log p|"
                 f" {worst.max_abs_logprob_diff:.2e} (noise {worst.noise_floor:.2e})"
             )
+        lines += [f"program   {evidence}" for evidence in self.program]
         if self.first_divergence is not None:
             where = self.first_divergence
             lines.append(
@@ -195,6 +199,7 @@ class Verification:
             "max_ratio": self.max_ratio,
             "runtimes": [dataclasses.asdict(r) for r in self.runtimes],
             "probes": [_plain(dataclasses.asdict(p)) for p in self.probes],
+            "program": [evidence.to_json() for evidence in self.program],
             "layers": [_plain(dataclasses.asdict(layers)) for layers in self.layers],
             "weights": None
             if weights is None

@@ -239,9 +239,12 @@ def _with_function(
     from converter.verification.function import compare_function
     from converter.verification.locate import layers_of, locate
 
+    checked = result.weights
+    same = checked is not None and checked.passed and checked.explained is None
     ran = compare_function(
-        route, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say
-    )
+        route, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say,
+        same_weights=same,
+    )  # fmt: skip
     problems = list(ran.problems)
     if ran.vacuous and not (result.weights is not None and result.weights.passed):
         problems.append("No log-probability is finite: nothing could be compared.")
@@ -260,6 +263,7 @@ def _with_function(
         result,
         runtimes=ran.runtimes,
         probes=ran.probes,
+        program=ran.program,
         problems=(*result.problems, *problems),
         first_divergence=divergence,
         layers=tuple(measured),

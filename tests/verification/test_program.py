@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.layout import Layout
 from converter.onnx import export
 from converter.opening import open_artifact
+from converter.verification import Verification, verify
 from converter.verification.loading import has_hooked_transformer
-from converter.verification.probes import Probe
-from converter.verification.program import MAX_TIMES, Program, Reference, compare_program
+from converter.verification.probes import Probe, standard_probes
+from converter.verification.program import (
+    MAX_TIMES,
+    Program,
+    Reference,
+    _few,
+    compare_program,
+)
 from converter.verification.runtimes import open_runtime
 from tests.marks import needs_hooked
 from tests.models import random_hf
@@ -495,3 +503,58 @@ def test_the_float32_run_is_left_as_it_was(original: Checkpoint, tmp_path: Path)
         assert exact.dtype is torch.float64
         assert 0 < float((exact - before).abs().max()) < 1e-3
         assert torch.equal(runtime.logits(probe[0]), before)
+
+
+# In a verification.
+
+
+def test_what_float32_cannot_see_fails_a_verification(original: Checkpoint, tmp_path: Path) -> None:
+    def epsilon(value: float) -> Verification:
+        with edited(original, tmp_path / str(value)) as (graph, path):
+            graph.attribute(f"{B}.ln1/LayerNormalization", epsilon=value)
+        return verify(original, path, checks={"function"}, effort="quick")
+
+    sound, wrong = epsilon(1e-5), epsilon(1.0001e-5)
+    assert sound.passed
+    assert [evidence.outcome for evidence in sound.program] == ["same"]
+    assert all(probe.passed for probe in wrong.probes)
+    assert not wrong.passed
+    (problem,) = wrong.problems
+    assert "differs in model.onnx" in problem
+    assert problem in wrong.summary()
+    (found,) = wrong.to_json()["program"]
+    assert found["outcome"] == "differs"
+    assert found["times"] > 10
+
+
+@pytest.mark.parametrize("layout", ["hooked", "bridge"])
+@pytest.mark.parametrize("process", ["none", "all"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_verification_has_evidence_of_each_subject(
+    layout: Layout, process: str, dtype: str, original: Checkpoint, tmp_path: Path
+) -> None:
+    converter.hf_to_tl(
+        original, tmp_path / "tl", layout=layout, process=process, dtype=dtype, check=False
+    )
+    export(open_checkpoint(tmp_path / "tl"))
+    found = verify(original, tmp_path / "tl", effort="quick")
+    assert found.passed, found.summary()
+    comparable = layout == "bridge" or has_hooked_transformer()
+    assert [e.outcome for e in found.program] == [
+        "same" if comparable else "not comparable",
+        "same",
+    ]
+    assert [e.subject.split()[0] for e in found.program][1] == "model.onnx"
+    assert all(str(evidence) in found.summary() for evidence in found.program)
+
+
+def test_few_probes_are_the_first_of_their_kinds_cut_short(original: Checkpoint) -> None:
+    few = _few(original.config, standard_probes(original.config))
+    kinds = [(p.mask is not None, p.prefill is not None) for p in few.values()]
+    assert kinds == [(False, False), (True, False), (False, True), (True, True)]
+    for probe in few.values():
+        if probe.prefill is not None:
+            assert probe.prefill < WINDOW < probe.tokens.shape[1]
+            assert probe.mask is None or probe.mask.shape == probe.tokens.shape
+    large = replace(original.config, d_mlp=10**8)
+    assert len(_few(large, standard_probes(original.config))) == 1
