@@ -46,6 +46,8 @@ _MOVES = frozenset(
         "Unsqueeze",
     }
 )
+_LATE = 2**18
+"""Elements of a weight that is worth waiting for."""
 _RANDOM = ("Random", "Bernoulli", "Multinomial")
 _QUANTISED = ("Quant", "QLinear", "Integer", "NBits", "Bnb4")
 _GELUS = {"Gelu": "none", "BiasGelu": "none", "FastGelu": "tanh"}
@@ -151,9 +153,13 @@ def _nodes(
         yield make_node("Gather", list(node.input), [rows], axis=_attribute(node, "axis", 0))
         yield make_node("Cast", [rows], [node.output[0]], to=TensorProto.DOUBLE)
         return
+    data = next((name for name in node.input if name and name not in narrow), None)
     for place, name in enumerate(node.input):
         if name in narrow:
             node.input[place] = twin.name(name)
+            if data is not None and math.prod(narrow[name].dims) > _LATE:
+                yield from _after(data, narrow[name], twin, stored := twin.name(name))
+                name = stored
             yield make_node("Cast", [name], [node.input[place]], to=TensorProto.DOUBLE)
     spell = _SPELLED.get((node.domain, node.op_type))
     if spell is None:
@@ -162,6 +168,18 @@ def _nodes(
     spelled = _Spelled(node, twin)
     spell(spelled, node)
     yield from spelled.nodes
+
+
+def _after(data: str, weight: TensorProto, twin: _Twin, output: str) -> Iterator[NodeProto]:
+    """The weight, not before `data` is there: onnxruntime would cast all weights at the start, and
+    hold them all. Its own shape, to which it is reshaped, is told late."""
+    dims, zero, size, none, late = (twin.name(output) for _ in range(5))
+    for name, value in ((dims, list(weight.dims)), (zero, 0)):
+        yield make_node("Constant", [], [name], value=from_array(np.asarray(value, np.int64)))
+    yield make_node("Size", [data], [size])
+    yield make_node("Mul", [size, zero], [none])
+    yield make_node("Add", [dims, none], [late])
+    yield make_node("Reshape", [weight.name, late], [output])
 
 
 def _refuse(node: NodeProto, half: Collection[str]) -> None:

@@ -22,7 +22,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.layout import Layout
 from converter.onnx import export
 from converter.opening import open_artifact
-from converter.verification import Verification, verify
+from converter.verification import Verification, twin, verify
 from converter.verification.loading import has_hooked_transformer
 from converter.verification.probes import Probe, standard_probes
 from converter.verification.program import (
@@ -108,6 +108,21 @@ def test_our_graphs_are_our_reference(
         source = open_checkpoint(tmp_path / "tl")
     path = export(source, tmp_path / "graph", weights="external", with_past=past).path
     require_same(open_artifact(path), source, cache=past)
+
+
+@pytest.mark.parametrize("layout", ["hf", "hooked"])
+def test_weights_that_are_widened_late(
+    layout: Layout, hard: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twin, "_LATE", 1)
+    if layout == "hooked":
+        converter.hf_to_tl(hard, tmp_path / "tl", layout=layout, check=False)
+        hard = open_checkpoint(tmp_path / "tl")
+    path = export(hard, tmp_path / "graph", weights="external").path
+    require_same(open_artifact(path), hard)
+    model = onnx.load_model(str(path), load_external_data=False)
+    kinds = [node.op_type for node in twin.twin(model, hard.config).graph.node]
+    assert ("Size" in kinds) == (hard.dtype == "F32")
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_fast", "relu", "silu"])
