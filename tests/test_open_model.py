@@ -282,6 +282,20 @@ def test_a_bridge_comes_back_with_its_function(compatible: bool, tied: bool) -> 
     assert distance(again, model) < 1e-5
 
 
+@pytest.mark.parametrize("compatible", [False, True])
+def test_the_model_inside_a_bridge_is_read_or_the_bridge_is_asked_for(compatible: bool) -> None:
+    model = bridge(neo())
+    if compatible:
+        model.enable_compatibility_mode()
+    refused = ""
+    try:
+        found = converter.to_hf_model(model.original_model)
+    except BadInput as error:
+        refused, found = error.do, converter.to_hf_model(model)
+    assert not refused or "bridge itself" in refused
+    assert distance(found, model) < 1e-4
+
+
 def test_a_bridges_own_cfg_is_not_asked() -> None:
     model = bridge(neo())
     model.cfg.window_size, model.cfg.attn_types = 1, ["global", "global"]

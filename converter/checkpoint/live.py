@@ -21,12 +21,15 @@ from converter.errors import (
     MissingTensor,
     SourceNotFound,
     TensorMismatch,
+    UnknownTensor,
     UsageError,
 )
 
 if TYPE_CHECKING:
     import torch
 
+_INSIDE = "_original_component."
+"""In the names of a model that a bridge has wrapped, module by module."""
 _WRAPPED = ("_orig_mod", "module")
 """Where torch.compile and the parallel wrappers keep the model they wrap."""
 
@@ -89,22 +92,30 @@ def open_model(
     if hf is not None and tl is None:
         _tie(state, hf)
         _state_dtype(state, hf)
-    return read_checkpoint(
-        Source(
-            given=str(place),
-            path=place,
-            readers=(TorchReader(state, place),),
-            hf_config=hf,
-            tl_config=tl,
-            generation_config=generation,
-            provenance=None,
-            config_path=Path(f"the config of the {name}"),
-            live=True,
-            ledger_of=_with_ledger(ledger),
-            tokenizer=getattr(model, "tokenizer", None) if tokenizer is None else tokenizer,
-            tokenizer_is_own=tokenizer is not None,
-        )
+    source = Source(
+        given=str(place),
+        path=place,
+        readers=(TorchReader(state, place),),
+        hf_config=hf,
+        tl_config=tl,
+        generation_config=generation,
+        provenance=None,
+        config_path=Path(f"the config of the {name}"),
+        live=True,
+        ledger_of=_with_ledger(ledger),
+        tokenizer=getattr(model, "tokenizer", None) if tokenizer is None else tokenizer,
+        tokenizer_is_own=tokenizer is not None,
     )
+    try:
+        return read_checkpoint(source)
+    except (MissingTensor, UnknownTensor) as error:
+        if not any(_INSIDE in tensor for tensor in state):
+            raise
+        raise BadInput(
+            "These are the weights of a model inside a TransformerBridge, which renames them.",
+            where=error.where,
+            do="Give the bridge itself, or its own state_dict().",
+        ) from error
 
 
 def _with_ledger(given: str | Path | None) -> Path | None:
