@@ -149,6 +149,24 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
     help="How many times float32's own noise ARTIFACT may be off. Default: 8.",
 )
 @click.option(
+    "--max-kl",
+    type=float,
+    metavar="NATS",
+    help="For ARTIFACTs that are lossy on purpose (quantised): the largest KL of a probe.",
+)
+@click.option(
+    "--min-top1",
+    type=float,
+    metavar="SHARE",
+    help="Likewise: the least share of positions with the same most likely token.",
+)
+@click.option(
+    "--max-perplexity-ratio",
+    type=float,
+    metavar="RATIO",
+    help="Likewise: ARTIFACT's perplexity over ORIGINAL's, on texts. Beside the others.",
+)
+@click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -178,7 +196,7 @@ def verify(
     """Check that ARTIFACT reproduces ORIGINAL.
 
     Any two of HF and TransformerLens checkpoints and ONNX files. A directory with weights and a
-    model.onnx is checked in both runtimes.
+    model.onnx is checked in both runtimes; of several graphs, each.
     --revision and --cfg are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
     """
     from converter.opening import open_artifact

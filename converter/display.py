@@ -141,10 +141,15 @@ class Display:
         weights = result.weights
         if weights is not None:
             mark = "[green]✓[/]" if weights.passed else "[red]✗[/]"
+            limited = result.criterion is not None and not weights.config
+            if limited and weights.mismatches:
+                mark = "[yellow]–[/]"
             self.say(
                 f"  {mark} weights: {weights.compared - len(weights.mismatched)} of {weights.compared}"
                 + (
-                    " tensors as they must be, bit for bit"
+                    " tensors that are there by name are as in the original"
+                    if result.criterion
+                    else " tensors as they must be, bit for bit"
                     if weights.explained is None
                     else " tensors accounted for"
                 )
@@ -179,27 +184,35 @@ class Display:
             self.say(f"  [yellow]{escape(remark)}[/]")
         if (part := result.first_divergence) is not None:
             self.say(f"  they part at {part.unit}" + (f": {part.tensor}" if part.tensor else ""))
-        verdict = "[bold green]verified[/]" if result.passed else "[bold red]NOT VERIFIED[/]"
-        self.say(f"  {verdict}")
+        self.say(f"  [bold {'green' if result.passed else 'red'}]{escape(result.verdict)}[/]")
 
     def _failure(self, result: Verification) -> None:
         """What --quiet leaves of a failure: an exit code alone would help nobody."""
         part = result.first_divergence
         where = f" at {part.unit}" + (f", {part.tensor}" if part.tensor else "") if part else ""
-        lines = [f"Not verified: {result.artifact} departs from {result.original}{where}."]
+        verdict = "Not within the stated limits" if result.criterion else "Not verified"
+        lines = [f"{verdict}: {result.artifact} departs from {result.original}{where}."]
         print("\n".join([*lines, *result.problems]), file=sys.stderr)
 
     def _probes(self, result: Verification, ran: RuntimeInfo, probes: list[ProbeResult]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("    probe")
-        for column in ("max |Δ log p|", "noise floor", "ratio", "top-1", ""):
+        limited = result.criterion is not None
+        measures = ("KL",) if limited else ("noise floor", "ratio")
+        for column in ("max |Δ log p|", *measures, "top-1", ""):
             table.add_column(column, justify="right")
         for p in probes:
             table.add_row(
                 f"    {p.name}",
                 f"{p.max_abs_logprob_diff:.2e}",
-                f"{p.noise_floor:.2e}",
-                f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
+                *(
+                    [f"{p.kl:.2e}"]
+                    if limited
+                    else [
+                        f"{p.noise_floor:.2e}",
+                        f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
+                    ]
+                ),
                 f"{p.top1_agreement:.0%}",
                 "[green]✓[/]" if p.passed else "[red]✗[/]",
             )
@@ -213,7 +226,10 @@ class Display:
         """Of each text once: runtimes agree to more digits than anyone reads."""
         told: set[str] = set()
         for p in result.probes:
-            if p.perplexity and p.storage_kl is not None and p.name not in told:
+            if p.perplexity and result.criterion is not None:
+                before, after = p.perplexity.original, p.perplexity.artifact
+                self.say(f"    {p.name}: perplexity {before:.4f}, and {after:.4f} in {p.runtime}")
+            elif p.perplexity and p.storage_kl is not None and p.name not in told:
                 told.add(p.name)
                 self.say(
                     f"    {p.name}: perplexity {p.perplexity.original:.4f}, and"

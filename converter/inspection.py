@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import NAMES
-from converter.opening import Given, graph_in, open_artifact
+from converter.opening import Given, graphs_in, open_artifact
 
 
 def inspect(given: Given) -> Inspection:
@@ -94,7 +94,7 @@ class Inspection:
         """The graph's own facts, where there is one."""
         path, source = self.checkpoint.graph, self.checkpoint.source
         if path is None and source.is_directory:
-            path = graph_in(source.path)
+            path = next(iter(graphs_in(source.path)), None)
         if path is None:
             return None
         from converter.onnx import read_onnx

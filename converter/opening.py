@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Given: TypeAlias = "Checkpoint | str | Path | torch.nn.Module"
 """What every function of the API takes for a checkpoint: an open one, a directory, file or hub id,
 or a live model (`open_model`)."""
-GRAPHS = ("model.onnx", "onnx/model.onnx", "onnx/model_fp16.onnx")
-"""Where a directory's graph is looked for: as optimum and as transformers.js keep it."""
+_FIRST = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx", "model_fp16.onnx")
+"""Names of the graphs that clients open where nothing else is asked for, in that order."""
 
 
 def opened(given: Given) -> Checkpoint:
@@ -45,7 +45,7 @@ def open_artifact(
     path = Path(given).expanduser()
     graph = path if path.suffix == ".onnx" else None
     if path.is_dir() and not holds_weights(path):
-        graph = graph_in(path)
+        graph = next(iter(graphs_in(path)), None)
     if graph is not None and not graph.is_file() and path.suffix == ".onnx":
         raise SourceNotFound(
             "There is no such ONNX file.", where=str(given), do="Check the name of the graph."
@@ -53,10 +53,24 @@ def open_artifact(
     if graph is not None and graph.is_file():
         from converter.onnx.opening import open_graph
 
-        return open_graph(graph, str(given))
+        return open_graph(graph, str(given), directory=path if path.is_dir() else None)
     return open_checkpoint(given, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
 
 
-def graph_in(directory: Path) -> Path | None:
-    """The directory's ONNX file, if it has one."""
-    return next((directory / name for name in GRAPHS if (directory / name).is_file()), None)
+def graphs_in(directory: Path) -> list[Path]:
+    """All ONNX files of a model's directory, and of the folders in it that are no models of their
+    own (transformers.js keeps its graphs in onnx/). The one that clients open first is first."""
+    folders = [
+        folder
+        for folder in sorted(directory.iterdir())
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and (folder.name == "onnx" or not (folder / "config.json").exists())
+    ]
+
+    def rank(path: Path) -> tuple[int, bool, str]:
+        place = _FIRST.index(path.name) if path.name in _FIRST else len(_FIRST)
+        return place, path.parent != directory, str(path)
+
+    found = [path for folder in (directory, *folders) for path in folder.glob("*.onnx")]
+    return sorted((p for p in found if p.is_file() and not p.name.startswith(".")), key=rank)

@@ -86,11 +86,16 @@ def _external(tensor: onnx.TensorProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def open_graph(path: Path, given: str | None = None) -> Checkpoint:
+def open_graph(
+    path: Path, given: str | None = None, *, directory: Path | None = None
+) -> Checkpoint:
     """Open an ONNX file as an artifact. Nothing but the graph is read; no runtime opens it.
 
     Graphs that neoconvert wrote say what they are. For others, config.json must be beside;
     those of their weights that do not have HF's names and shapes stay unknown (`complete`).
+
+    Args:
+        directory: the model's, if that is what was opened, and not the file alone.
 
     Raises:
         BadInput: see `read_onnx`; or no config says what the model is.
@@ -106,7 +111,7 @@ def open_graph(path: Path, given: str | None = None) -> Checkpoint:
     made = _embedded(reader, MADE)
     source = Source(
         given=given or str(path),
-        path=path,
+        path=directory or path,
         readers=(reader,),
         hf_config=beside.get("config.json"),
         tl_config=beside.get("cfg.json"),

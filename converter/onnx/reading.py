@@ -22,8 +22,16 @@ from converter.errors import BadInput, CorruptFile, MissingShard, TensorMismatch
 from converter.onnx.dialect import LOGITS, MASK, POSITIONS, TOKENS
 
 _LIMIT = 2**31
-_DOMAINS = {"", "ai.onnx", "com.microsoft"}
-"""onnxruntime's own. An operator of any other would need a library of code to be loaded."""
+_DOMAINS = {
+    "", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.training", "ai.onnx.preview.training",
+    "com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental",
+    "com.ms.internal.nhwc", "org.pytorch.aten",
+}  # fmt: skip
+"""onnxruntime's own, which its optimiser names in all that it saves. An operator of any other,
+unless the file defines it, would need a library of code to be loaded."""
+_QUANTISED = re.compile(
+    r"MatMulInteger|ConvInteger|MatMulNBits|MatMulBnb4|QLinear|QGemm|QAttention|QMoE|.*Quant"
+)
 _CACHE = re.compile(r"(past_key_values|present)\.\d+\.(key|value)")
 _MAX_DEPTH = 16
 
@@ -54,6 +62,10 @@ class OnnxFile:
     layout: str | None
     """That of the checkpoint it was exported from, where it says so."""
     nodes: int
+    domains: frozenset[str] = frozenset()
+    """Of its operators."""
+    quantised: int = 0
+    """Nodes that work on integers of few bits."""
 
     @property
     def with_past(self) -> bool:
@@ -85,7 +97,9 @@ def read_onnx(path: Path) -> OnnxFile:
     nodes = [n for found, _ in graphs for n in found]
     nodes += [n for function in model.functions for n in function.node]
     domains = {opset.domain: opset.version for opset in model.opset_import}
-    _check_dialect(path, inputs, outputs, {*domains, *(node.domain for node in nodes)})
+    defined = {function.domain for function in model.functions}
+    needed = {*domains, *(node.domain for node in nodes)}
+    _check_dialect(path, inputs, outputs, needed - defined)
     props = {p.key: p.value for p in model.metadata_props}
     return OnnxFile(
         path=path,
@@ -99,6 +113,8 @@ def read_onnx(path: Path) -> OnnxFile:
         weight_bytes=sum(_nbytes(t, path) for t in graph.initializer),
         layout=props.get("neoconvert.layout"),
         nodes=len(graph.node),
+        domains=frozenset(needed),
+        quantised=sum(bool(_QUANTISED.match(node.op_type)) for node in nodes),
     )
 
 
@@ -234,8 +250,10 @@ def _check_dialect(
     strange = [n for n in inputs if n not in known and not _CACHE.fullmatch(n)]
     if foreign := sorted(domains - _DOMAINS):
         what = f"Its operators need the library {foreign[0]!r}"
-    elif TOKENS not in inputs or LOGITS not in outputs:
-        what = f"It has no input {TOKENS} or no output {LOGITS}"
+    elif TOKENS not in inputs:
+        what = f"It has no input {TOKENS}"
+    elif LOGITS not in outputs:
+        what = f"It has no output {LOGITS}, but {', '.join(outputs[:2])}"
     elif strange:
         what = f"It has an input {strange[0]!r}"
     else:

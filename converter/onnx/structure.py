@@ -21,8 +21,10 @@ _BLOCK = re.compile(r"blocks\.(\d+)\b")
 
 
 def written_here(checkpoint: Checkpoint) -> bool:
-    """Whether the graph says that this version of neoconvert wrote it: others build others."""
-    return reader_of(checkpoint).file.producer == f"{PRODUCER} {__version__}"
+    """Whether the graph says that this version of neoconvert wrote it: others build others. Tools
+    that work a graph over keep that name, but bring their own operators."""
+    file = reader_of(checkpoint).file
+    return file.producer == f"{PRODUCER} {__version__}" and file.domains <= {""}
 
 
 def differing_nodes(checkpoint: Checkpoint) -> list[str]:
@@ -43,7 +45,8 @@ def differing_nodes(checkpoint: Checkpoint) -> list[str]:
     }  # fmt: skip
     form: Form = "heads" if checkpoint.layout == "hooked" else "in_out" if turned else "out_in"
     weights = Weights(checkpoint, "shared", form, places)
-    model = build(weights, checkpoint.directory, with_past=file.with_past, hooks=file.hooks)
+    assert checkpoint.graph is not None
+    model = build(weights, checkpoint.graph.parent, with_past=file.with_past, hooks=file.hooks)
     made = ir.to_proto(model)
     known = {place.name for place in places.values()}
     names = list(_differing(_parts(made, known), _parts(found, known)))

@@ -12,6 +12,7 @@ import torch
 from converter.errors import BadInput, NeoconvertError, VerificationFailed
 from converter.progress import Progress
 from converter.route import Expected, Route
+from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
 from converter.verification.judge import MAX_RATIO, Errors, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
@@ -54,11 +55,13 @@ def compare_function(
     seed: int,
     say: Progress,
     same_weights: bool = False,
+    criterion: Criterion | None = None,
 ) -> Comparison:
     """Run the original and then each artifact, and judge every probe.
 
     Args:
         same_weights: the stored weights are known to be what the route makes.
+        criterion: what the artifact is held to instead of the noise floor.
 
     Raises: see `converter.verification.verify`.
     """
@@ -87,6 +90,8 @@ def compare_function(
                     problems += _strange_original(
                         own, noise, probes, ran[0], max(max_ratio, MAX_RATIO)
                     )
+                if criterion is not None:  # lossy in any way: against the original itself
+                    standard = replace(standard, reference=true, costs=[None] * len(probes))
                 standards[codes] = standard
                 problems += changed_function(route, true, standard, max_ratio, say)
             standard = standards[codes]
@@ -99,15 +104,23 @@ def compare_function(
                     continue
                 result = probe_result(
                     probes[index], ran[-1].what, run, standard.honest[index],
-                    standard.floors[index], max_ratio, standard.costs[index],
+                    standard.floors[index], max_ratio, standard.costs[index], criterion,
                 )  # fmt: skip
                 results.append(result)
                 if not result.passed:
                     failed = failed or (probes[index], subject)
             problems += _off([r for r in results if r.runtime == ran[-1].what])
-            say(f"{runtime.what}: float64")
-            program.append(_program(runtime, subject, route, true, standard, same_weights, seed))
-            problems += [f"The program is not GPT-Neo's: it {e}." for e in program[-1:] if e.failed]
+            if criterion is not None:
+                texts = sum(
+                    p.text and run is not None for p, run in zip(probes, found, strict=True)
+                )
+                problems += criterion.exceeded_by_all([run for run in found if run], texts)
+            else:
+                say(f"{runtime.what}: float64")
+                evidence = _program(runtime, subject, route, true, standard, same_weights, seed)
+                program.append(evidence)
+                if evidence.failed:
+                    problems.append(f"The program is not GPT-Neo's: it {evidence}.")
             del runtime
             _release(work)
     return Comparison(tuple(ran), tuple(results), tuple(problems), failed, tuple(program))

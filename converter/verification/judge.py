@@ -60,11 +60,13 @@ class Errors:
     kl: float
     """Mean over positions of KL(reference || run), in nats."""
     top1_agreement: float
-    """Over positions where the reference's lead exceeds the margin; 1 where there is none."""
+    """Over the `decided` positions; 1 where there is none."""
     scale: float
     """Largest |logit| or |logsumexp| of the reference: float32 rounds in proportion to it."""
     compared: int
     """Elements compared."""
+    decided: int = 0
+    """Positions where the reference's lead exceeds the margin."""
     classes: dict[int, Tensor] = field(default_factory=dict)
     """Rows with a log-probability that is not finite -> 1 NaN, 2 +inf, 3 -inf, 0 finite [v]."""
     by_position: tuple[float, ...] = ()
@@ -238,6 +240,7 @@ class _Tally:
             top1_agreement=self.agreed / self.decided if self.decided else 1.0,
             scale=self.scale,
             compared=self.compared,
+            decided=self.decided,
             classes=self.classes,
             by_position=tuple(self.by_position),
             nll=self.nll / self.followed if self.followed else math.nan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import torch
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CorruptFile
-from converter.onnx.dialect import LOGITS, POSITIONS
+from converter.onnx.dialect import LOGITS, MASK, POSITIONS
 from converter.onnx.opening import reader_of
 from converter.onnx.session import Array, Edit, Session, has_cuda, past_of, with_outputs
 from converter.verification.evidence import NotComparable
@@ -27,12 +28,19 @@ _LARGE = 2**30
 """Bytes of weights beyond which they stay mapped, instead of being packed into a second copy."""
 
 
-def open_onnx(checkpoint: Checkpoint, device: torch.device, *, required: bool = False) -> Runtime:
+def open_onnx(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    *,
+    required: bool = False,
+    name: str | None = None,
+) -> Runtime:
     """Open a checked graph in onnxruntime.
 
     Args:
         device: used where onnxruntime can; else the CPU is.
         required: onnxruntime was asked for by name, so that it must run on `device`.
+        name: the graph's, where there are several.
 
     Raises:
         CannotDoHere: no onnxruntime, or `required` and it cannot use the device.
@@ -41,9 +49,35 @@ def open_onnx(checkpoint: Checkpoint, device: torch.device, *, required: bool = 
     cuda = device.type == "cuda" and (required or has_cuda())
     session = _session(checkpoint, device if cuda else torch.device("cpu"))
     where = device if cuda else torch.device("cpu")
-    name = "onnxruntime"
+    library = "onnxruntime"
+    what = library if name is None else f"{library}: {name}"
     version = installed("onnxruntime") or installed("onnxruntime-gpu")
-    return OnnxRuntime(name, name, version, where, checkpoint, session)
+    return OnnxRuntime(library, what, version, where, checkpoint, session)
+
+
+def lacks(graph: Checkpoint, probe: Probe) -> str | None:
+    """The input that a probe needs and the graph does not have, if there is one."""
+    file = reader_of(graph).file
+    if probe.prefill is not None and not file.with_past:
+        return "past_key_values"
+    if probe.mask is not None and MASK not in file.inputs:
+        return MASK
+    if (probe.mask is not None or probe.start) and POSITIONS not in file.inputs:
+        return POSITIONS
+    return None
+
+
+def left_out(graph: Checkpoint, probes: Sequence[Probe]) -> list[str]:
+    """One sentence for each input that a graph lacks, with what cannot be asked without it."""
+    missing: dict[str, list[str]] = {}
+    for probe in probes:
+        if (name := lacks(graph, probe)) is not None:
+            missing.setdefault(name, []).append(probe.name)
+    assert graph.graph is not None
+    return [
+        f"{graph.graph.name} has no input {name}; left out: {', '.join(names)}."
+        for name, names in missing.items()
+    ]
 
 
 def _session(checkpoint: Checkpoint, device: torch.device, edit: Edit | None = None) -> Session:
@@ -66,9 +100,7 @@ class OnnxRuntime(Runtime):
     session: Session
 
     def runs(self, probe: Probe) -> bool:
-        if probe.prefill is not None:
-            return self.session.file.with_past
-        return POSITIONS in self.session.inputs or (probe.mask is None and not probe.start)
+        return lacks(self.checkpoint, probe) is None
 
     def logits(self, probe: Probe) -> Tensor:
         found = self._run(self.session, probe, (LOGITS,))[LOGITS]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
 from converter.verification.judge import Errors, Floor
 from converter.verification.probes import Probe
@@ -147,7 +148,17 @@ class Verification:
     artifact: str = ""
     layers: tuple[Layers, ...] = ()
     program: tuple[Evidence, ...] = ()
-    """What ran in float64, subject by subject; empty where function was not asked for."""
+    """What ran in float64, subject by subject; empty where function was not asked for, or with a
+    criterion."""
+    criterion: Criterion | None = None
+    """The limits that a user stated for what is lossy on purpose, instead of float32's noise."""
+
+    @property
+    def verdict(self) -> str:
+        """In words. What is within limits that someone chose has not been verified."""
+        if self.criterion is None:
+            return "verified" if self.passed else "NOT VERIFIED"
+        return f"{'within' if self.passed else 'NOT WITHIN'} the stated limits: {self.criterion}"
 
     def __repr__(self) -> str:
         verdict = "passed" if self.passed else f"failed: {' '.join(self.problems[:2])}"
@@ -164,13 +175,18 @@ class Verification:
             how = (
                 "identical, bit for bit" if w.explained is None else "accounted for by their steps"
             )
+            if self.criterion is not None:
+                how = "as in the original"
             lines.append(f"weights   {same} of {w.compared} tensors {how}")
         if self.probes:
             worst = max(self.probes, key=lambda p: (not p.passed, p.ratio))
             good = sum(p.passed for p in self.probes)
             ran = next((r for r in self.runtimes if r.role == "artifact"), None)
+            allowed = f"{self.max_ratio:g} times float32's own noise"
+            if self.criterion is not None:
+                allowed = "the stated limits"
             lines.append(
-                f"function  {good} of {len(self.probes)} probes within {self.max_ratio:g} times float32's own noise"
+                f"function  {good} of {len(self.probes)} probes within {allowed}"
                 + (f", run in {ran.what} on {ran.device}" if ran else "")
             )
             lines.append(
@@ -184,7 +200,7 @@ class Verification:
                 f"diverges  at {where.unit}" + (f": {where.tensor}" if where.tensor else "")
             )
         lines += [f"problem   {problem}" for problem in self.problems]
-        lines.append("verified" if self.passed else "NOT VERIFIED")
+        lines.append(self.verdict)
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -197,6 +213,7 @@ class Verification:
             "artifact": self.artifact,
             "effort": self.effort,
             "max_ratio": self.max_ratio,
+            "criterion": dataclasses.asdict(self.criterion) if self.criterion else None,
             "runtimes": [dataclasses.asdict(r) for r in self.runtimes],
             "probes": [_plain(dataclasses.asdict(p)) for p in self.probes],
             "program": [evidence.to_json() for evidence in self.program],
@@ -248,17 +265,21 @@ def probe_result(
     floor: Floor,
     max_ratio: float,
     cost: Errors | None,
+    criterion: Criterion | None = None,
 ) -> ProbeResult:
     """The verdict on one probe.
 
     Args:
         honest: a run of the original: where NaN and infinity belong.
         cost: what rounding the weights does; None where they are not rounded.
+        criterion: decides instead of the floor.
     """
     ratio = run.ratio(floor)
     reason = None
     if not run.same_classes(honest):
         reason = "NaN or infinity where the original has none, or the reverse"
+    elif criterion is not None:
+        reason = criterion.exceeded(run, text=probe.text)
     elif not ratio <= max_ratio:
         reason = f"{ratio:.3g} times float32's own noise, more than {max_ratio:g}"
     texts = (cost.reference_nll if cost else run.reference_nll, run.reference_nll, run.nll)

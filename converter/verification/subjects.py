@@ -9,7 +9,7 @@ from pathlib import Path
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CannotDoHere
-from converter.opening import graph_in
+from converter.opening import graphs_in
 from converter.verification.loading import resolve_device
 from converter.verification.runtimes import Runtime, open_runtime
 
@@ -27,8 +27,8 @@ class Subject:
 def subjects_of(
     artifact: Checkpoint, device: str, runtime: str | None = None, pythons: Sequence[Path] = ()
 ) -> list[Subject]:
-    """All there is to run: the weights in torch, here and in other environments, and the graph,
-    the artifact itself or the one beside its weights, in onnxruntime.
+    """All there is to run: the weights in torch, here and in other environments, and the graphs,
+    the artifact itself or all in its directory, in onnxruntime.
 
     Args:
         runtime: "torch" or "onnxruntime" alone; None: both, where there is something for them.
@@ -45,12 +45,13 @@ def subjects_of(
             from converter.verification.remote import open_remote
 
             found += [Subject(artifact, partial(open_remote, artifact, p, device)) for p in pythons]
-    graph = graph_beside(artifact) if runtime != "torch" else None
-    if graph is not None:
+    graphs = graphs_of(artifact) if runtime != "torch" else []
+    for graph in graphs:
         from converter.verification.onnx_runtime import open_onnx
 
         required = runtime == "onnxruntime"
-        opener = partial(open_onnx, graph, resolve_device(device), required=required)
+        name = graph_name(graph, artifact) if len(graphs) > 1 else None
+        opener = partial(open_onnx, graph, resolve_device(device), required=required, name=name)
         found.append(Subject(graph, opener))
     if not found:
         raise CannotDoHere(
@@ -63,13 +64,25 @@ def subjects_of(
     return found
 
 
-def graph_beside(artifact: Checkpoint) -> Checkpoint | None:
-    """The artifact if it is a graph, or else the graph in its directory."""
-    if artifact.graph is not None:
-        return artifact
-    path = graph_in(artifact.source.path) if artifact.source.is_directory else None
-    if path is None:
-        return None
+def graphs_of(artifact: Checkpoint) -> list[Checkpoint]:
+    """The artifact if it is a graph, and all graphs of the directory if that was named.
+
+    Raises:
+        BadInput: one of them is unsound, or no language model.
+    """
+    own = [] if artifact.graph is None else [artifact]
+    if not artifact.source.is_directory:
+        return own
     from converter.onnx.opening import open_graph
 
-    return open_graph(path)
+    return own + [
+        open_graph(path) for path in graphs_in(artifact.source.path) if path != artifact.graph
+    ]
+
+
+def graph_name(graph: Checkpoint, artifact: Checkpoint) -> str:
+    """A graph's file, as seen from the artifact's directory."""
+    assert graph.graph is not None
+    if not artifact.source.is_directory:
+        return graph.graph.name
+    return graph.graph.relative_to(artifact.source.path).as_posix()

@@ -18,6 +18,7 @@ from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.routing import between, unprocessed
+from converter.verification.criterion import STATE_IT, Criterion
 from converter.verification.judge import MAX_RATIO
 from converter.verification.probes import (
     EFFORTS,
@@ -27,7 +28,13 @@ from converter.verification.probes import (
     text_probes,
 )
 from converter.verification.result import Divergence, Layers, Verification
-from converter.verification.subjects import RUNTIMES, Subject, graph_beside, subjects_of
+from converter.verification.subjects import (
+    RUNTIMES,
+    Subject,
+    graph_name,
+    graphs_of,
+    subjects_of,
+)
 from converter.verification.weights import (
     WeightCheck,
     compare_structure,
@@ -57,12 +64,19 @@ def verify(
     layers: bool = False,
     seed: int = 0,
     probes: Sequence[Probe] | None = None,
+    max_kl: float | None = None,
+    min_top1: float | None = None,
+    max_perplexity_ratio: float | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare an artifact with the checkpoint it was made from.
 
     An artifact is a checkpoint of any layout or an ONNX file (`converter.open_artifact`). A
-    directory that holds weights and a graph is checked in torch and in onnxruntime.
+    directory that holds weights and a graph is checked in torch and in onnxruntime, and so is each
+    graph of a directory that holds several.
+
+    For artifacts that are lossy on purpose, limits may be stated (`Criterion`). They take the place
+    of float32's noise: weights are compared and told, and decide nothing.
 
     Args:
         route: how the artifact was made from the original; None: as its provenance says.
@@ -75,6 +89,9 @@ def verify(
         text: a file of the user's own, probed as well.
         layers: measure the error after each layer even where nothing failed.
         probes: instead of the standard ones.
+        max_kl: the largest KL(original || artifact) of a probe, in nats.
+        min_top1: the least share of positions with the same most likely token.
+        max_perplexity_ratio: the artifact's perplexity over the original's, on texts.
 
     Raises:
         TensorMismatch: the sizes differ: these cannot be the same model.
@@ -106,6 +123,13 @@ def verify(
         raise UsageError(
             f"{limit} is no multiple of the noise floor.", where="--max-ratio", do="Give a number above 0."
         )  # fmt: skip
+    criterion = Criterion.of(max_kl, min_top1, max_perplexity_ratio)
+    if criterion is not None and "function" not in checks:
+        raise UsageError(
+            "Limits are for the function, which is not checked.",
+            where="--check weights",
+            do="Leave --check out.",
+        )
     say = progress or silent
     _require_readable(original)
     require_same_sizes(original, artifact)
@@ -114,11 +138,11 @@ def verify(
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, first_divergence=None,
         max_ratio=limit, effort=effort,
-        original=original.source.given, artifact=artifact.source.given,
+        original=original.source.given, artifact=artifact.source.given, criterion=criterion,
     )  # fmt: skip
     if "weights" in checks:
-        graph = None if runtime == "torch" else graph_beside(artifact)
-        result = _with_weights(result, route, artifact, graph, told, say)
+        graphs = [] if runtime == "torch" else graphs_of(artifact)
+        result = _with_weights(result, route, artifact, graphs, told, say)
     if "function" in checks:
         if probes is None:
             probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
@@ -138,19 +162,20 @@ def _with_weights(
     result: Verification,
     route: Route,
     artifact: Checkpoint,
-    graph: Checkpoint | None,
+    graphs: Sequence[Checkpoint],
     told: bool,
     say: Progress,
 ) -> Verification:
-    """The artifact's weights, and the graph's where it has weights of its own.
+    """The artifact's weights, and those of each graph that has weights of its own.
 
     `told`: the route is known, and not only a guess.
     """
-    known = [artifact]
-    if graph is not None and not _shares(graph, artifact):
-        known.append(graph)
+    lossy = result.criterion is not None
+    others = [graph for graph in graphs if graph is not artifact]
+    known = [artifact, *(graph for graph in others if not _shares(graph, artifact))]
     remarks: list[str] = list(result.remarks)
-    checked = []
+    checked: list[WeightCheck] = []
+    problems: list[str] = []
     for one in known:
         if one.graph and not one.complete and one.source.provenance is None:
             remarks.append(
@@ -158,8 +183,11 @@ def _with_weights(
                 " could be compared. Its function was."
             )
         else:
-            checked.append(compare_weights(route, one, say))
-    if graph is not None and checked:
+            checked.append(compare_weights(route, one, say, partial=lossy))
+            if one is not artifact:
+                name = graph_name(one, artifact)
+                problems += [f"{name}: {p}" for p in _weight_problems(checked[-1])]
+    for graph in graphs if checked else ():
         checked.append(compare_structure(route, graph))
         remarks += _unknown_nodes(graph)
     if not checked:
@@ -172,14 +200,40 @@ def _with_weights(
             remarks += remark
         else:
             weights = replace(weights, mismatches=())
-    problems = _weight_problems(weights)
+    if not problems or weights.config or weights.nodes:
+        problems += _weight_problems(weights)
+    if lossy:
+        remarks += _left_to_limits(weights, known)
+        problems = (
+            _weight_problems(replace(weights, mismatches=(), nodes=())) if weights.compared else []
+        )
     return replace(
         result,
         weights=weights,
         problems=(*result.problems, *problems),
         remarks=tuple(remarks),
-        first_divergence=_first(weights),
+        first_divergence=None if lossy else _first(weights),
     )
+
+
+def _left_to_limits(check: WeightCheck, known: Sequence[Checkpoint]) -> list[str]:
+    """What the weights show where limits decide."""
+    remarks = ["With limits stated, weights are not held to the original's bits."]
+    absent = sum(
+        sum(key not in one.stored and not slot.absence for key, slot in one.slots.items())
+        for one in known
+        if not one.complete
+    )
+    if absent:
+        remarks.append(f"{absent} tensors are quantised or renamed, and could not be compared.")
+    if check.mismatches:
+        remarks.append(
+            f"{len(check.mismatches)} tensors that are there by name differ from the original's,"
+            f" first {check.mismatches[0].tensor}."
+        )
+    if check.nodes:
+        remarks.append(f"{len(check.nodes)} nodes of the graph are not what its config makes them.")
+    return remarks
 
 
 def _explained(
@@ -243,14 +297,22 @@ def _with_function(
     same = checked is not None and checked.passed and checked.explained is None
     ran = compare_function(
         route, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say,
-        same_weights=same,
+        same_weights=same, criterion=result.criterion,
     )  # fmt: skip
-    problems = list(ran.problems)
-    if ran.vacuous and not (result.weights is not None and result.weights.passed):
+    problems, remarks = list(ran.problems), list(result.remarks)
+    for graph in (s.checkpoint for s in subjects if s.checkpoint.graph):
+        from converter.verification.onnx_runtime import left_out
+
+        remarks += left_out(graph, probes)
+    if ran.failed is not None and result.criterion is None:
+        remarks += _how_to_state_limits(ran.failed[1].checkpoint)
+    if ran.vacuous and (
+        result.criterion is not None or not (result.weights is not None and result.weights.passed)
+    ):
         problems.append("No log-probability is finite: nothing could be compared.")
     divergence = result.first_divergence
     measured: list[Layers] = []
-    if ran.failed is not None:
+    if ran.failed is not None and result.criterion is None:
         say("finding where they part")
         probe, subject = ran.failed
         measured.append(layers_of(route, subject, probe, seed))
@@ -264,10 +326,28 @@ def _with_function(
         runtimes=ran.runtimes,
         probes=ran.probes,
         program=ran.program,
+        remarks=tuple(remarks),
         problems=(*result.problems, *problems),
         first_divergence=divergence,
         layers=tuple(measured),
     )
+
+
+def _how_to_state_limits(artifact: Checkpoint) -> list[str]:
+    """What to do about a failed graph that is lossy on purpose."""
+    if artifact.graph is None:
+        return []
+    from converter.onnx.opening import reader_of
+    from converter.onnx.structure import written_here
+
+    if written_here(artifact):
+        return []
+    count = reader_of(artifact).file.quantised
+    what = f"is quantised ({count} nodes), and" if count else "may be lossy on purpose: if so,"
+    return [
+        f"{artifact.graph.name} {what} float32's noise is no measure for it. State limits that it"
+        f" must keep, such as {STATE_IT}."
+    ]
 
 
 def _require_readable(original: Checkpoint) -> None:

@@ -81,9 +81,14 @@ def compare_weights(
     route: Route,
     artifact: Checkpoint,
     progress: Progress = silent,
+    *,
+    partial: bool = False,
 ) -> WeightCheck:
     """Every tensor of the artifact against what `route` makes of the original, cast to the
     artifact's dtype.
+
+    Args:
+        partial: what the artifact does not hold by name is passed over, and no mismatch.
 
     Raises:
         TensorMismatch: the sizes differ.
@@ -97,6 +102,8 @@ def compare_weights(
     for key, slot in artifact.slots.items():
         if key not in artifact.stored and key not in original.stored:
             continue  # neither file holds it: nothing to compare
+        if partial and key not in artifact.stored:
+            continue
         compared += 1
         if key not in artifact.stored and slot.absence is None and key != HEAD:
             mismatches.append(Mismatch(slot.place, key, slot.name or key))  # a graph without it

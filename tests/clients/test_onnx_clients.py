@@ -30,6 +30,7 @@ from tests.clients.generation import (
     transformers,
 )
 from tests.models import random_hf
+from tests.onnx_.quantising import int8, q4
 
 VENVS = ROOT / ".venvs"
 HERE = Path(__file__).parent
@@ -158,6 +159,20 @@ def test_the_folder_layout_of_transformers_js(
     expected = transformers(model, PADDED)
     (model / "model.safetensors").unlink()
     require_same(node(model, PADDED, **options), expected)
+
+
+@pytest.mark.parametrize("dtype", ["q8", "q4"])
+def test_quantised_graphs_in_transformers_js(node: Process, dtype: str, tmp_path: Path) -> None:
+    """By onnxruntime's own tools; generated as onnxruntime itself generates from the same file."""
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    path = export(open_checkpoint(model), model / "onnx", weights="external").path
+    quantised = {"q8": int8, "q4": q4}[dtype](path)
+    (model / "model.safetensors").unlink()
+    question = prompt(9, 9)
+    found = node(model, question, dtype=dtype)
+    shutil.copy(quantised, tmp_path / "model.onnx")
+    expected = plain_onnxruntime(tmp_path, question)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
