@@ -95,14 +95,18 @@ def convert(
     if writing.dry_run:
         return Conversion(route, output, plan, False, None, None, writing.graph_alone)
     checking.require_device()
-    keeps = isinstance(route, Processing) and route.pipeline and writing.ledger != "none"
-    book = LedgerWriter(writing.ledger) if keeps and not writing.graph_alone else None
+    keeps = isinstance(route, Processing) and route.pipeline and not writing.graph_alone
+    book = LedgerWriter(writing.ledger) if keeps and writing.ledger != "none" else None
     with staging(output) as stage:
         sha256 = stream(route, plan, Writer(stage, plan), book, checking.say)
         said = graph.config if graph else None
         sidecar.write(route, plan, stage, recast=code is not None, graph=said)
         if book:
-            book.save(stage, tied=source.tied, original_sha256=sha256.read)
+            original = {
+                str(source.slots[key].name): sha256.read[stored.name]
+                for key, stored in source.stored.items()
+            }
+            book.save(stage, tied=source.tied, original_sha256=original)
         artifact, exported = open_checkpoint(stage), None
         if graph:
             made = {"route": route.name, "steps": list(plan.steps)}

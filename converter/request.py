@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from converter.checkpoint import Checkpoint
 from converter.choices import flags, of_kind, one_of
 from converter.dtypes import NAMES, code_named
-from converter.processing.ledger import Kind
+from converter.processing.unit_ledger import Kind
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.verification import Verification, verify

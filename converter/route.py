@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.ledger_file import LedgerFile
-from converter.dtypes import CODES, cast
+from converter.dtypes import cast
 from converter.layout import Slot
 from converter.processing import Carry, Step, absorb, apply_all, homeless
 from converter.processing.attn_scale import unscaled
@@ -33,6 +33,8 @@ class Made:
 
     tensors: Tensors
     records: Sequence[Mapping[str, Array]] = ()
+    original: frozenset[str] = frozenset()
+    """Names of the tensors that are the original's, bit for bit, as a ledger says."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,24 @@ class Undoing(Route):
 
     def code(self, key: str) -> str:
         assert self.ledger is not None
-        if key == HEAD and self.ledger.tied:
-            key = EMBEDDING
-        slot = self.source.slots[key]
-        dtype = self.ledger.tensor(slot.prefix, slot.local)["dtype"]
-        return str(dtype) if dtype in CODES else self.source.dtype
+        known = self.ledger.code(self.source.slots[key])
+        if known is None and key == HEAD and self.ledger.tied:
+            known = self.ledger.code(self.source.slots[EMBEDDING])
+        return known or self.source.dtype
 
     def make(self, unit: Tensors, layer: int | None) -> Made:
         assert self.ledger is not None
         slots = [s for s in self.source.slots.values() if s.layer == layer and s.local in unit]
         present = {s.local: unit[s.local] for s in slots if s.key in self.source.stored}
         edited = {s.local for s in slots if s.key in self.edited}
-        prefix = slots[0].prefix
-        restored = decode_unit(self.ledger.unit(prefix), present, edited=edited, prefix=prefix)
+        tied = {HEAD} if self.tied else set()  # what is not written need not be restored
+        restored = decode_unit(
+            self.ledger.unit(slots[0].prefix),
+            present,
+            edited=edited,
+            without=tied,
+            outright=self.ledger.kind == "exact" or not self.edited,
+        )
         # A head that is tied in the processed file too has gone through no step.
         result = unit | {n: r.array for n, r in restored.items()}
         if homeless(result):  # an edit that needs a bias the original did not have
@@ -156,7 +163,8 @@ class Undoing(Route):
             placed = absorb(wide)
             placed = _CARRY.apply(placed)[0] if homeless(placed) else placed
             result = _moved(result, wide, placed)
-        return Made(result)
+        exact = {n for n, r in restored.items() if r.exact and result[n] is r.array}
+        return Made(result, original=frozenset(exact))
 
 
 def _wide(unit: Tensors) -> dict[str, NDArray[np.float64]]:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerFile, open_ledger
 from converter.checkpoint.source import LEDGER
-from converter.dtypes import cast, sha256
+from converter.dtypes import cast, same_bits, sha256
 from converter.errors import CannotUndo, UsageError
 from converter.layout import Layout
 from converter.processing import Carry, Rounding, State, Step, detect, in_order
@@ -137,6 +135,7 @@ def _cannot(why: str, source: Checkpoint) -> CannotUndo:
 
 
 def _with_ledger(source: Checkpoint, ledger: LedgerFile, reverse: Reverse) -> Route:
+    ledger.require_fits(source.slots)
     edited = edited_tensors(source, ledger)
     if reverse == "exact" and ledger.kind != "exact":
         raise _cannot(f"the ledger is {ledger.kind}, made without --ledger exact", source)
@@ -192,14 +191,16 @@ def edited_tensors(source: Checkpoint, ledger: LedgerFile) -> frozenset[str]:
         slot.key
         for slot in source.slots.values()
         if slot.key in source.stored
-        and sha256(source.tensor(slot.key)) != ledger.processed_sha256(slot.prefix).get(slot.local)
+        and sha256(source.tensor(slot.key)) != ledger.processed_sha256[slot.prefix].get(slot.local)
     )
 
 
+_ENDS = {EMBEDDING, HEAD, "ln_final.w", "ln_final.b", "unembed.b_U"}
+
+
 def _still_tied(route: Undoing) -> bool:
-    """Whether embedding and head, undone, agree to the rounding of their dtype."""
-    ends = {EMBEDDING, HEAD, "ln_final.w", "ln_final.b"}
-    if not route.edited & ends:
+    """Whether embedding and head, undone, are one matrix, to the last bit."""
+    if not route.edited & _ENDS:
         return True
     found: Tensors = {}
     for slots in groups(route.source.slots, whole=True):
@@ -207,7 +208,5 @@ def _still_tied(route: Undoing) -> bool:
             unit = {slot.local: route.source.tensor(slot.key) for slot in slots}
             made = route.make(unit, slots[0].layer).tensors
             found |= {key: made[key] for key in (EMBEDDING, HEAD) if key in made}
-    code = route.code(EMBEDDING)
-    embedding, head = (cast(found[key], code).astype(np.float64) for key in (EMBEDDING, HEAD))
-    coarsest = max(Rounding.of(c).relative for c in ("F32", code, route.source.dtype))
-    return bool(np.abs(embedding - head.T).max() <= 16 * coarsest * np.abs(embedding).max())
+    embedding, head = (cast(found[key], route.code(EMBEDDING)) for key in (EMBEDDING, HEAD))
+    return same_bits(embedding, head.T)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from converter.checkpoint import HEAD
+from converter.checkpoint import EMBEDDING, HEAD
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, Planned
 from converter.checkpoint.sink import Sink
@@ -41,6 +41,7 @@ def stream(
             read[stored.name] = sha256(as_stored)
         return array
 
+    restored: dict[str, str] = {}
     with sink as writer:
         for slots, unit, made in route.run(hashing):
             written: Tensors = {}
@@ -54,13 +55,15 @@ def stream(
                 writer.write(tensor, tensor.slot.to_hub.inverse.apply(stored, plan.config.sizes))
                 if ledger:
                     written[slot.local] = stored
+                if slot.local in made.original and stored.dtype == array.dtype:
+                    restored[slot.key] = tensor.name
                 done += tensor.nbytes
                 progress(f"writing {tensor.name}", done, total)
             if ledger:
                 _keep(ledger, route, slots[0].prefix, unit, written, made)
             del unit, made, written  # before the next unit is read
-    if isinstance(route, Undoing) and route.reverse == "exact":
-        _require_original(route, writer.sha256)
+    if isinstance(route, Undoing):
+        _require_original(route, plan, writer.sha256, restored)
     return Digests(read, writer.sha256)
 
 
@@ -68,17 +71,12 @@ def _keep(
     ledger: LedgerWriter, route: Route, prefix: str, unit: Tensors, written: Tensors, made: Made
 ) -> None:
     assert isinstance(route, Processing)
-    # A tied head comes back by its tie.
-    original = {n: a for n, a in unit.items() if not (n == HEAD and route.source.tied)}
+    # A head that stays tied in the target comes back by its tie.
+    original = {n: a for n, a in unit.items() if n != HEAD or n in written}
     kept = encode_unit(
-        original,
-        written,
-        route.pipeline,
-        made.records,
-        kind="exact" if ledger.kind == "exact" else "compact",
-        prefix=prefix,
+        original, written, route.pipeline, made.records, kind=ledger.kind, prefix=prefix
     )
-    ledger.add(prefix, kept, {name: sha256(array) for name, array in written.items()})
+    ledger.add(kept, {name: sha256(array) for name, array in written.items()})
 
 
 def _require_neutral(array: Array, slot: Slot, plan: Plan) -> None:
@@ -109,10 +107,19 @@ def _require_finite(stored: Array, array: Array, tensor: Planned, where: str) ->
         )
 
 
-def _require_original(route: Undoing, written: dict[str, str]) -> None:
+def _require_original(
+    route: Undoing, plan: Plan, written: dict[str, str], restored: dict[str, str]
+) -> None:
+    """What comes back bit for bit must have the original's digest; all of it where all is exact.
+
+    `restored`: the names of such tensors, by `hooked` name.
+    """
     assert route.ledger is not None
-    original = route.ledger.original_sha256
-    wrong = sorted(n for n in {*original, *written} if original.get(n) != written.get(n))
+    original = dict(route.ledger.original_sha256)
+    if route.ledger.tied and HEAD in restored:  # a matrix of its own now, and the same as ever
+        original[restored[HEAD]] = original.get(plan.name(EMBEDDING), "")
+    names = {*original, *written} if route.reverse == "exact" else set(restored.values())
+    wrong = sorted(n for n in names if original.get(n) != written.get(n))
     if wrong:
         raise CannotUndo(
             f"The ledger does not give back the original's SHA-256 for {len(wrong)} tensor(s).",

@@ -10,32 +10,38 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from converter.checkpoint.source import LEDGER
+from converter.dtypes import sha256
 from converter.errors import CorruptFile
-from converter.processing.ledger import UnitLedger
+from converter.layout import Slot
+from converter.processing.unit_ledger import Json, Kind, UnitLedger, corrupt, expect
 
 SCHEMA_VERSION = 1
-Json = dict[str, Any]
 
 
 class LedgerWriter:
     """Collects the units' ledgers while weights stream by. They are small; the file is one write."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self._arrays: dict[str, np.ndarray] = {}
         self._units: Json = {}
 
-    def add(self, prefix: str, unit: UnitLedger, processed_sha256: Mapping[str, str]) -> None:
+    def add(self, unit: UnitLedger, processed_sha256: Mapping[str, str]) -> None:
         """Keep a unit's ledger, and the digest of each processed tensor it was made for."""
         self._arrays |= unit.arrays
-        self._units[prefix] = {**unit.meta, "processed": dict(processed_sha256)}
+        self._units[unit.prefix] = {
+            "kind": self.kind,
+            **unit.to_json(),
+            "processed": dict(processed_sha256),
+            "arrays": {name: sha256(array) for name, array in unit.arrays.items()},
+        }
 
     def save(self, directory: Path, *, tied: bool, original_sha256: Mapping[str, str]) -> int:
         """Write the file; returns its size in bytes. `original_sha256` is by HF name."""
@@ -46,7 +52,8 @@ class LedgerWriter:
             "original": dict(original_sha256),
             "units": self._units,
         }
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays.items()}
+        # np.ascontiguousarray would give a number an axis.
+        arrays = {name: np.require(array, requirements="C") for name, array in self._arrays.items()}
         path = directory / LEDGER
         save_file(arrays, path, metadata={"ledger": json.dumps(meta)})
         return path.stat().st_size
@@ -54,43 +61,60 @@ class LedgerWriter:
 
 @dataclass(frozen=True)
 class LedgerFile:
-    """An open ledger; `unit` reads one unit's arrays."""
+    """An open ledger, its JSON parsed; `unit` reads one unit's arrays."""
 
     path: Path
-    meta: Json
+    kind: Kind
+    tied: bool
+    original_sha256: Mapping[str, str]
+    """Digest of each original HF tensor's bytes, by HF name."""
+    units: Mapping[str, UnitLedger]
+    """By prefix, without their arrays."""
+    processed_sha256: Mapping[str, Mapping[str, str]]
+    """By prefix: digests of the processed tensors the ledger was made for, in `hooked` axes."""
+    array_sha256: Mapping[str, str]
+    """Digests of the file's own arrays. The first ledgers have none."""
 
-    @property
-    def kind(self) -> str:
-        return str(self.meta["kind"])
-
-    @property
-    def tied(self) -> bool:
-        return bool(self.meta["tied"])
-
-    @property
-    def original_sha256(self) -> dict[str, str]:
-        """Digest of each original HF tensor's bytes, by HF name."""
-        return dict(self.meta["original"])
-
-    def tensor(self, prefix: str, name: str) -> Json:
-        """What the ledger knows of an original tensor: dtype, shape, how it is kept."""
-        found = self.meta["units"].get(prefix, {}).get("tensors", {}).get(name)
-        if not isinstance(found, dict):
-            raise self._corrupt(f"it knows nothing of {prefix}{name}")
-        return found
-
-    def processed_sha256(self, prefix: str) -> dict[str, str]:
-        """Digests of the processed tensors the ledger was made for, in `hooked` axes."""
-        return dict(self.meta["units"].get(prefix, {}).get("processed", {}))
+    def code(self, slot: Slot) -> str | None:
+        """The storage dtype of an original tensor, where the ledger knows it."""
+        unit = self.units.get(slot.prefix)
+        kept = unit.tensors.get(slot.local) if unit else None
+        return kept.code if kept else None
 
     def unit(self, prefix: str) -> UnitLedger:
-        if prefix not in self.meta["units"]:
-            raise self._corrupt(f"it has no unit {prefix!r}")
-        with safe_open(self.path, framework="numpy") as file:
-            names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
-            return UnitLedger({n: file.get_tensor(n) for n in names}, self.meta["units"][prefix])
+        """A unit's ledger with its arrays.
 
-    def _corrupt(self, why: str) -> CorruptFile:
+        Raises:
+            CorruptFile: there is none, or an array is not the one that was written.
+        """
+        if prefix not in self.units:
+            raise self._strange(f"it has no unit {prefix!r}")
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+                arrays = {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise self._strange(str(error)) from error
+        for name, array in arrays.items():
+            if sha256(array) != self.array_sha256.get(name, sha256(array)):
+                raise self._strange(f"{name} is not what was written")
+        unit = self.units[prefix]
+        return UnitLedger(prefix, unit.tensors, unit.steps, unit.rounding, arrays)
+
+    def require_fits(self, slots: Mapping[str, Slot]) -> None:
+        """
+        Raises:
+            CorruptFile: the ledger is of a model with other units, tensors or shapes.
+        """
+        known = {(slot.prefix, slot.local): slot.hub_shape for slot in slots.values()}
+        for prefix in {prefix for prefix, _ in known} - set(self.units):
+            raise self._strange(f"it has no unit {prefix!r}")
+        for prefix, unit in self.units.items():
+            for name, kept in unit.tensors.items():
+                if known.get((prefix, name)) != kept.shape:
+                    raise self._strange(f"it is for {prefix}{name} {list(kept.shape)}")
+
+    def _strange(self, why: str) -> CorruptFile:
         return CorruptFile(
             f"The ledger does not fit the weights: {why}.",
             where=str(self.path),
@@ -105,13 +129,48 @@ def open_ledger(directory: Path) -> LedgerFile | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            meta = json.loads((file.metadata() or {})["ledger"])
-        if meta["schema_version"] != SCHEMA_VERSION or not isinstance(meta["units"], dict):
-            raise ValueError(f"schema version {meta['schema_version']}")
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFile(
-            f"The ledger cannot be read: {error}.",
-            where=str(path),
-            do="Restore it from a copy, or use --reverse functional, which needs none.",
-        ) from error
-    return LedgerFile(path, meta)
+            return _parsed(json.loads((file.metadata() or {})["ledger"]), path)
+    except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise _unreadable(reason, path) from error
+    except CorruptFile as error:
+        raise _unreadable(f"{error.where}: {error.what}", path) from error
+
+
+def _unreadable(why: str, path: Path) -> CorruptFile:
+    return CorruptFile(
+        f"The ledger cannot be read: {why.rstrip('.')[:300]}.",
+        where=str(path),
+        do="Restore it from a copy, or use --reverse functional, which needs none.",
+    )
+
+
+def _parsed(document: Any, path: Path) -> LedgerFile:
+    meta = expect(document, dict, "metadata")
+    if meta["schema_version"] != SCHEMA_VERSION:
+        raise corrupt("schema_version", f"it is {meta['schema_version']!r:.40}")
+    if meta["kind"] not in get_args(Kind):
+        raise corrupt("kind", f"it is {meta['kind']!r:.40}")
+    units = expect(meta["units"], dict, "units")
+    arrays: dict[str, str] = {}
+    for prefix, unit in units.items():
+        arrays |= _digests(expect(unit, dict, f"unit {prefix!r}").get("arrays", {}), prefix)
+    return LedgerFile(
+        path=path,
+        kind=meta["kind"],
+        tied=expect(meta["tied"], bool, "tied"),
+        original_sha256=_digests(meta["original"], "original"),
+        units={prefix: UnitLedger.of_json(unit, prefix, {}) for prefix, unit in units.items()},
+        processed_sha256={
+            prefix: _digests(unit.get("processed"), f"{prefix} processed")
+            for prefix, unit in units.items()
+        },
+        array_sha256=arrays,
+    )
+
+
+def _digests(document: Any, where: str) -> dict[str, str]:
+    return {
+        name: expect(digest, str, f"{where}: {name}")
+        for name, digest in expect(document, dict, where).items()
+    }

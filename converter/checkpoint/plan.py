@@ -65,6 +65,10 @@ class Plan:
     def invented(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.tensors if t.source is None)
 
+    def name(self, key: str) -> str:
+        """The output's name of a weight that it holds, by its `hooked` name."""
+        return next(t.name for t in self.tensors if t.slot.key == key)
+
     def in_shard(self, shard: str) -> list[Planned]:
         """A shard's tensors in file order: wide dtypes first, so that each stays aligned."""
         mine = [t for t in self.tensors if t.shard == shard]

@@ -9,7 +9,6 @@ from converter.processing.steps import (
     detect,
     in_order,
     parse,
-    reads,
     undo_all,
 )
 
@@ -28,6 +27,5 @@ __all__ = [
     "homeless",
     "in_order",
     "parse",
-    "reads",
     "undo_all",
 ]

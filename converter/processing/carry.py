@@ -22,7 +22,18 @@ from numpy.typing import NDArray
 
 from converter.processing.fold_ln import NORMS, FoldLn, fold, identity
 from converter.processing.fold_value_biases import FoldValueBiases
-from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit, agreed
+from converter.processing.step import (
+    FLOAT32,
+    Array,
+    Record,
+    RecordShapes,
+    Rounding,
+    Shapes,
+    State,
+    Step,
+    Unit,
+    agreed,
+)
 
 CARRIERS = ("ln1", "ln_final")
 """The norms whose readers have no bias in HF; mlp.b_in, which reads ln2, has its place there."""
@@ -67,16 +78,16 @@ class Carry(Step):
         return result, record
 
     def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
-        result = dict(unit)
-        for norm in CARRIERS:
-            if NORMS[norm][0][0] not in record:
-                continue
-            gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
-            for w, b in NORMS[norm]:
-                result[b] = unit.get(b, 0.0) + bias @ unit[w]
-                result[w] = unit[w] * gain[:, None] - record[w][..., None, :]
-            result[f"{norm}.w"], result[f"{norm}.b"] = np.ones_like(gain), np.zeros_like(bias)
-        return _FOLD.undo(result, _folded(record), rounding)
+        return _FOLD.undo(_uncarried(unit, record), _folded(record), rounding)
+
+    def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
+        return _FOLD.displaced(_uncarried(unit, record), _folded(record), rounding)
+
+    def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
+        readers = [w for norm in CARRIERS for w, _ in NORMS[norm] if w in shapes]
+        expected: RecordShapes = {w: (*shapes[w][:-2], shapes[w][-1]) for w in readers}
+        folded = _FOLD.record_shapes(shapes, _folded(record))
+        return expected | {_FOLDED + key: shape for key, shape in folded.items()}
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
         names = _FOLD.reads(name, _folded(record))
@@ -100,6 +111,20 @@ class Carry(Step):
             else:
                 states.append(State.NOTHING_TO_DO)
         return agreed(states)
+
+
+def _uncarried(unit: Unit, record: Record) -> dict[str, Array]:
+    """The biases in their own tensors again, before an identity LayerNorm."""
+    result = dict(unit)
+    for norm in CARRIERS:
+        if NORMS[norm][0][0] not in record:
+            continue
+        gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
+        for w, b in NORMS[norm]:
+            result[b] = unit.get(b, 0.0) + bias @ unit[w]
+            result[w] = unit[w] * gain[:, None] - record[w][..., None, :]
+        result[f"{norm}.w"], result[f"{norm}.b"] = np.ones_like(gain), np.zeros_like(bias)
+    return result
 
 
 def _folded(record: Record) -> dict[str, NDArray[Any]]:

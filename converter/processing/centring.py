@@ -10,7 +10,9 @@ from converter.processing.step import (
     FLOAT32,
     Array,
     Record,
+    RecordShapes,
     Rounding,
+    Shapes,
     State,
     Step,
     Unit,
@@ -35,6 +37,9 @@ class Centring(Step):
         rounding: Rounding = FLOAT32,
     ) -> dict[str, Array]:
         return dict(unit) | {n: unit[n] + mean[..., None] for n, mean in record.items()}
+
+    def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
+        return {name: shapes[name][:-1] for name in self.tensors if name in shapes}
 
     def state(self, unit: Unit, rounding: Rounding) -> State | None:
         states = []

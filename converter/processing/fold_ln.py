@@ -11,7 +11,9 @@ The way back is W = (W' + m)/g and b = b' − βᵀW, with m the subtracted mean
 rather than recording it, keeps the function of weights that were edited after processing.
 
 Rows of a channel whose gain is zero, or so small that m buries g·W under the rounding of W',
-cannot be had back from W'; the record keeps them whole. Nothing overflows for float32, float16
+cannot be had back from W'; the record keeps them whole. An edit of such a row needs a gain to
+act through: the channel's gain becomes 1, and the function is that of the edited weights, though
+no longer in the original norm. Nothing overflows for float32, float16
 and bfloat16 sources, whose products float64 holds; a result that its storage dtype cannot hold
 becomes infinite in the one cast at the end, and is the caller's to refuse.
 """
@@ -26,8 +28,11 @@ from numpy.typing import NDArray
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Index,
     Record,
+    RecordShapes,
     Rounding,
+    Shapes,
     State,
     Step,
     Unit,
@@ -44,6 +49,8 @@ NORMS: dict[str, tuple[tuple[str, str], ...]] = {
 
 _WORST = 8.0
 """Undoing may magnify the rounding of W' by this much, relative to the row, before it is kept."""
+_REACH = 16.0
+"""An edited row may come back this many times as large as the other weights, by its small gain."""
 
 
 def identity(unit: Unit, norm: str) -> bool:
@@ -106,17 +113,25 @@ class FoldLn(Step):
         for norm, readers in NORMS.items():
             if f"{norm}.w" not in record:
                 continue
-            gain, bias = record[f"{norm}.w"], record[f"{norm}.b"]
+            gain, bias = _gain(unit, record, norm, rounding), record[f"{norm}.b"]
             for w, b in readers:
-                if w in unit:
-                    result[w] = _unfolded(
-                        unit[w] * unit[f"{norm}.w"][:, None], gain, record, w, rounding
-                    )
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        # The gain and bias that a user gave the folded LayerNorm, if any, count.
-                        result[b] = unit[b] + unit[f"{norm}.b"] @ unit[w] - bias @ result[w]
+                if w not in unit:
+                    continue
+                result[w] = _unfolded(unit, record, norm, w, gain, rounding)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    # The gain and bias that a user gave the folded LayerNorm, if any, count.
+                    result[b] = unit[b] + unit[f"{norm}.b"] @ unit[w] - bias @ result[w]
             result[f"{norm}.w"], result[f"{norm}.b"] = gain, bias
         return result
+
+    def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
+        names: set[str] = set()
+        for norm, readers in NORMS.items():
+            if f"{norm}.w" in record:
+                gain = _gain(unit, record, norm, rounding)
+                if not np.array_equal(gain, record[f"{norm}.w"], equal_nan=True):
+                    names |= {f"{norm}.w", *(name for pair in readers for name in pair)}
+        return frozenset(names)
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
         for norm, readers in NORMS.items():
@@ -131,6 +146,22 @@ class FoldLn(Step):
                 return frozenset()
         return frozenset({name})
 
+    def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
+        expected: RecordShapes = {}
+        for norm, readers in NORMS.items():
+            if f"{norm}.w" not in shapes:
+                continue
+            expected |= {f"{norm}.{part}": shapes[f"{norm}.{part}"] for part in "wb"}
+            for w, _ in readers:
+                if w not in shapes:
+                    continue
+                *heads, rows, columns = shapes[w]
+                expected[f"{w}.mean"] = (*heads, columns)
+                count = np.size(record.get(f"{w}.rows", ()))
+                expected[f"{w}.rows"] = Index(count, rows)
+                expected[f"{w}.kept"] = (*heads, count, columns)
+        return expected
+
     def state(self, unit: Unit, rounding: Rounding) -> State | None:
         states = []
         for norm, readers in NORMS.items():
@@ -143,21 +174,59 @@ class FoldLn(Step):
         return agreed(states)
 
 
-def _unfolded(own: Array, gain: Array, record: Record, w: str, rounding: Rounding) -> Array:
-    """(W' + m)/g with the kept rows put back; `own` is W', and is overwritten."""
-    mean = record[f"{w}.mean"][..., None, :]
-    rows = record.get(f"{w}.rows")
+def _gain(unit: Unit, record: Record, norm: str, rounding: Rounding) -> Array:
+    """The original gain, or where a kept row was edited beyond its reach, 1."""
+    gain: Array = record[f"{norm}.w"]
+    for w, _ in NORMS[norm]:
+        rows = record.get(f"{w}.rows")
+        if w not in unit or rows is None:
+            continue
+        product, edited = _kept_rows(unit, record, norm, w, rounding)
+        if not edited.any():
+            continue
+        with np.errstate(all="ignore"):
+            largest = max(_row_max(record[f"{w}.kept"]).max(), _ordinary(unit[w], rows))
+            beyond = _row_max(np.where(edited, product, 0)) > _REACH * largest * np.abs(gain[rows])
+        if beyond.any():
+            gain = gain.copy()
+            gain[rows[beyond]] = 1.0
+    return gain
+
+
+def _ordinary(folded: Array, rows: NDArray[np.int32]) -> float:
+    """The largest element of the rows that were not kept; 0 where all were."""
+    others = np.delete(_row_max(folded), rows)
+    return float(others.max(initial=0.0))
+
+
+def _kept_rows(
+    unit: Unit, record: Record, norm: str, w: str, rounding: Rounding
+) -> tuple[Array, NDArray[np.bool_]]:
+    """g·W in the rows that the record keeps, as the stored W' has them, and which elements
+    storage's rounding does not explain, so that they were edited."""
+    rows, mean = record[f"{w}.rows"], record[f"{w}.mean"][..., None, :]
+    kept, small = record[f"{w}.kept"], record[f"{norm}.w"][rows][:, None]
     with np.errstate(all="ignore"):
-        if rows is None:
-            own += mean
-            own /= gain[:, None]
-            return own
-        kept, small = record[f"{w}.kept"], gain[rows][:, None]
-        stored = own[..., rows, :]
-        # An element of a small gain that its kept original does not explain was edited.
+        stored = unit[w][..., rows, :] * unit[f"{norm}.w"][rows][:, None]
         noise = 2 * (rounding.relative * (np.abs(stored) + np.abs(mean)) + rounding.absolute)
-        edited = (small != 0) & (np.abs(kept * small - mean - stored) > noise)
-        own += mean
+        edited = np.abs(kept * small - mean - stored) > noise
+        return np.where(edited, stored + mean, kept * small), edited
+
+
+def _unfolded(
+    unit: Unit, record: Record, norm: str, w: str, gain: Array, rounding: Rounding
+) -> Array:
+    """(W' + m)/g with the kept rows put back."""
+    with np.errstate(all="ignore"):
+        own: Array = unit[w] * unit[f"{norm}.w"][:, None]
+        own += record[f"{w}.mean"][..., None, :]
         own /= gain[:, None]
-        own[..., rows, :] = np.where(edited, own[..., rows, :], kept)
+        rows = record.get(f"{w}.rows")
+        if rows is not None:
+            product, edited = _kept_rows(unit, record, norm, w, rounding)
+            old = gain[rows] == record[f"{norm}.w"][rows]
+            kept = record[f"{w}.kept"]
+            own[..., rows, :] = np.where(
+                edited | ~old[:, None], product / gain[rows][:, None], kept
+            )
     return own

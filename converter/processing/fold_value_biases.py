@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
+from converter.processing.step import (
+    FLOAT32,
+    Array,
+    Record,
+    RecordShapes,
+    Rounding,
+    Shapes,
+    State,
+    Step,
+    Unit,
+)
 
 B_V, W_O, B_O = "attn.b_V", "attn.W_O", "attn.b_O"
 
@@ -44,6 +54,9 @@ class FoldValueBiases(Step):
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
         return frozenset({B_O, W_O} if name == B_O and B_V in record else {name})
+
+    def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
+        return {B_V: shapes[B_V]} if B_V in shapes else {}
 
     def state(self, unit: Unit, rounding: Rounding) -> State | None:
         """Zero value biases are the rule in GPT-Neo, so they prove nothing."""

@@ -1,7 +1,5 @@
 """What must be kept beside processed weights so that processing can be undone. No files here.
 
-A unit's ledger is a dict of named arrays, for `ledger.safetensors`, and a dict of plain JSON.
-
 compact  every step's record, and the original biases and LayerNorms outright: the basis comes
          back to about 1e-7 of the weights, for edited weights too.
 exact    also the residue of every matrix over a prediction of it: the bits come back.
@@ -18,31 +16,28 @@ Names: `{prefix}{step}.{key}` for records, `{prefix}original.{tensor}` for origi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.dtypes import CODES, bits, code_of, same_bits
-from converter.errors import CorruptFile
+from converter.dtypes import bits, code_of, same_bits
 from converter.processing import residue
-from converter.processing.carry import Carry
 from converter.processing.step import Record, Rounding, Step
-from converter.processing.steps import BY_NAME, reads, undo_all
+from converter.processing.steps import made_from, undo_all, undo_edited
+from converter.processing.unit_ledger import (
+    Applied,
+    How,
+    Kept,
+    Kind,
+    UnitLedger,
+    corrupt,
+    tensor_of,
+)
 
-Kind = Literal["compact", "exact"]
 Stored = Mapping[str, NDArray[Any]]
 """A unit's tensors as files hold them: by unit name, in `hooked` axes, in their storage dtype."""
-Json = dict[str, Any]
-_STEPS: dict[str, Step] = {**BY_NAME, Carry.name: Carry()}
-
-
-@dataclass(frozen=True)
-class UnitLedger:
-    arrays: dict[str, NDArray[Any]]
-    meta: Json
-    """Plain JSON. `meta["tensors"][name]` is open to further keys, such as a digest."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,13 @@ def encode_unit(
 ) -> UnitLedger:
     """The ledger of one unit.
 
-    Tensors left out of `original` are given no residue: a tied head comes back by its tie.
+    Tensors left out of `original` come back in no other way than undoing gives them.
     `processed` lacks what its layout has no tensor for: folded LayerNorms, zero biases.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    tensors: Json = {}
+    tensors: dict[str, Kept] = {}
     for name, array in original.items():
+        how: How
         if name in processed and same_bits(array, processed[name]):
             how = "same"
         elif not bits(array).any():
@@ -78,125 +74,95 @@ def encode_unit(
             arrays[f"{prefix}original.{name}"] = array
         else:
             how = "residue" if kind == "exact" else "basis"
-        tensors[name] = {"kept": how, "dtype": code_of(array), "shape": list(array.shape)}
-    meta: Json = {"kind": kind, "tensors": tensors, "steps": [], "rounding": _rounding(processed)}
-    coded = [name for name, tensor in tensors.items() if tensor["kept"] == "residue"]
+        tensors[name] = Kept(how, code_of(array), array.shape)
+    coded = [name for name, kept in tensors.items() if kept.how == "residue"]
     double = any(array.dtype == np.float64 for array in (*original.values(), *processed.values()))
+    applied = []
     for step, record in zip(steps, records, strict=True):
-        told: Json = {"name": step.name, "from_original": []}
-        for key, array in record.items():
-            if _is_told(key, array, original, tensors):
-                told["from_original"].append(key)
-            else:
-                arrays[f"{prefix}{step.name}.{key}"] = _narrow(array, bool(coded), double)
-        meta["steps"].append(told)
-    ledger = UnitLedger(arrays, meta)
+        outright = tuple(key for key in record if _is_outright(key, record[key], original, tensors))
+        applied.append(Applied(step, outright))
+        for key in record.keys() - set(outright):
+            narrow = _narrow(record[key], bool(coded), double)
+            arrays[f"{prefix}{step.name}.{key}"] = narrow
+    ledger = UnitLedger(prefix, tensors, tuple(applied), _rounding(processed), arrays)
     if coded:
-        basis = _basis(ledger, processed, prefix)
+        basis = undo_all(*_undoing(ledger, processed))
         for name in coded:
-            streams = residue.encode(original[name], basis[name], tensors[name]["dtype"])
+            streams = residue.encode(original[name], basis[name], tensors[name].code)
             arrays |= {f"{prefix}residue.{name}.{s}": stream for s, stream in streams.items()}
-    return ledger
+    return replace(ledger, arrays=dict(sorted(arrays.items())))
 
 
 def decode_unit(
-    ledger: UnitLedger, processed: Stored, *, edited: Collection[str] = (), prefix: str = ""
+    ledger: UnitLedger,
+    processed: Stored,
+    *,
+    edited: Collection[str] = (),
+    without: Collection[str] = (),
+    outright: bool = True,
 ) -> dict[str, Restored]:
     """The original unit, from the processed one.
 
     `edited` names the processed tensors that are not what the ledger was made for. What reads
     them comes back in float64, in the original basis and with the edited function; so does
-    every matrix of a compact ledger. The rest comes back bit for bit.
+    every matrix of a compact ledger. The rest comes back bit for bit. `without` names tensors
+    that are not wanted. With `outright` False, biases that processing changed come back as the
+    processed weights have them, and not as the ledger does: nearer to the function of a file of
+    which some part was edited.
 
     Raises:
         CorruptFile: the ledger's arrays are not what its own metadata says.
     """
-    steps, records = steps_of(ledger, prefix)
-    tensors: Json = ledger.meta["tensors"]
-    changed = set(edited)
-    exact = {
-        name
-        for name, tensor in tensors.items()
-        if tensor["kept"] != "basis" and not changed & reads(name, steps, records)
-    }
-    basis = _basis(ledger, processed, prefix)
+    unit, steps, records, rounding = _undoing(ledger, processed)
+    computed = frozenset() if outright else made_from(unit, unit, steps, records)
+    try:
+        basis, changed = undo_edited(unit, steps, records, rounding, edited=edited)
+    except (KeyError, ValueError) as error:
+        raise corrupt(ledger.prefix, f"undoing stopped at {error}") from error
     result: dict[str, Restored] = {}
-    for name in {**basis, **tensors}:
-        if name in exact:
-            result[name] = Restored(_bits(ledger, processed, basis, name, prefix), True)
-        else:
+    for name in {**basis, **ledger.tensors}:
+        kept = ledger.tensors.get(name)
+        if name in without:
+            continue
+        undone = kept is None or kept.how == "basis" or name in changed
+        if undone or (name in computed and ledger.tensors[name].how == "original"):
             result[name] = Restored(basis[name], False)
+        else:
+            result[name] = Restored(_bits(ledger, processed, basis, name), True)
     return result
 
 
-def steps_of(ledger: UnitLedger, prefix: str = "") -> tuple[list[Step], list[dict[str, Any]]]:
-    """The steps that were applied, and their records as the ledger holds them, in float64."""
-    steps: list[Step] = []
-    records: list[dict[str, Any]] = []
-    for told in ledger.meta["steps"]:
-        if told["name"] not in _STEPS:
-            raise _corrupt(f"{prefix}{told['name']}", "it names a step that does not exist")
-        steps.append(_STEPS[told["name"]])
-        start = f"{prefix}{told['name']}."
-        record = {k.removeprefix(start): v for k, v in ledger.arrays.items() if k.startswith(start)}
-        for key in told["from_original"]:
-            record[key] = _outright(ledger, _tensor_of(key), prefix)
-        records.append(
-            {k: v if v.dtype.kind == "i" else v.astype(np.float64) for k, v in record.items()}
-        )
-    return steps, records
-
-
-def _basis(ledger: UnitLedger, processed: Stored, prefix: str) -> dict[str, NDArray[np.float64]]:
-    steps, records = steps_of(ledger, prefix)
+def _undoing(
+    ledger: UnitLedger, processed: Stored
+) -> tuple[dict[str, NDArray[np.float64]], list[Step], list[dict[str, NDArray[Any]]], Rounding]:
+    """The processed unit in float64, and what undoing it takes."""
     unit = {name: array.astype(np.float64) for name, array in processed.items()}
-    for name, tensor in ledger.meta["tensors"].items():
+    for name, kept in ledger.tensors.items():
         if name not in unit:  # what the processed layout has no tensor for
-            gain = name.endswith(".w")
-            unit[name] = np.ones(tensor["shape"]) if gain else np.zeros(tensor["shape"])
-    rounding = ledger.meta["rounding"]
-    return undo_all(unit, steps, records, Rounding(rounding["relative"], rounding["absolute"]))
+            unit[name] = np.ones(kept.shape) if name.endswith(".w") else np.zeros(kept.shape)
+        elif unit[name].shape != kept.shape:
+            found, wanted = list(unit[name].shape), list(kept.shape)
+            raise corrupt(f"{ledger.prefix}{name}", f"it is for {wanted}, the weights are {found}")
+    records = ledger.records({name: array.shape for name, array in unit.items()})
+    own, then = _rounding(processed), ledger.rounding
+    rounding = Rounding(max(own.relative, then.relative), max(own.absolute, then.absolute))
+    return unit, [applied.step for applied in ledger.steps], records, rounding
 
 
 def _bits(
-    ledger: UnitLedger,
-    processed: Stored,
-    basis: Mapping[str, NDArray[np.float64]],
-    name: str,
-    prefix: str,
+    ledger: UnitLedger, processed: Stored, basis: Mapping[str, NDArray[np.float64]], name: str
 ) -> NDArray[Any]:
-    tensor = ledger.meta["tensors"][name]
-    if tensor["kept"] == "same":
+    kept = ledger.tensors[name]
+    if kept.how == "same":
         return processed[name]
-    if tensor["kept"] in ("zero", "original"):
-        return _outright(ledger, name, prefix)
+    if kept.how in ("zero", "original"):
+        return ledger.original(name)
+    key = f"{ledger.prefix}residue.{name}"
     try:
-        streams = {s: ledger.arrays[f"{prefix}residue.{name}.{s}"] for s in residue.STREAMS}
-        return residue.decode(streams, basis[name], tensor["dtype"])
+        streams = {s: ledger.arrays[f"{key}.{s}"] for s in residue.STREAMS}
+        return residue.decode(streams, basis[name], kept.code)
     except (KeyError, ValueError) as error:
-        raise _corrupt(f"{prefix}residue.{name}", str(error)) from error
-
-
-def _outright(ledger: UnitLedger, name: str, prefix: str) -> NDArray[Any]:
-    """An original tensor that is in the ledger as it was, or is all zeros."""
-    tensor = ledger.meta["tensors"][name]
-    if tensor["kept"] == "zero":
-        return np.zeros(tensor["shape"], CODES[tensor["dtype"]])
-    key = f"{prefix}original.{name}"
-    if key not in ledger.arrays:
-        raise _corrupt(key, "it is missing")
-    array = ledger.arrays[key]
-    if list(array.shape) != tensor["shape"] or array.dtype != CODES[tensor["dtype"]]:
-        raise _corrupt(key, f"it is {array.dtype} {list(array.shape)}, not as recorded")
-    return array
-
-
-def _corrupt(where: str, why: str) -> CorruptFile:
-    return CorruptFile(
-        f"The ledger does not fit itself: {why}.",
-        where=where,
-        do="Use the ledger that was written beside these weights, unchanged.",
-    )
+        raise corrupt(key, str(error)) from error
 
 
 def _is_vector(name: str) -> bool:
@@ -204,16 +170,14 @@ def _is_vector(name: str) -> bool:
     return name.rsplit(".", 1)[-1].startswith(("b", "w"))
 
 
-def _tensor_of(key: str) -> str:
-    return key.removeprefix("fold.")
-
-
-def _is_told(key: str, array: NDArray[Any], original: Stored, tensors: Json) -> bool:
+def _is_outright(
+    key: str, array: NDArray[Any], original: Stored, tensors: Mapping[str, Kept]
+) -> bool:
     """Whether a record's array is an original tensor that the ledger holds anyway."""
-    name = _tensor_of(key)
+    name = tensor_of(key)
     return (
         name in original
-        and tensors[name]["kept"] in ("zero", "original")
+        and tensors[name].how in ("zero", "original")
         and np.array_equal(original[name].astype(np.float64), array)
     )
 
@@ -230,10 +194,7 @@ def _narrow(array: NDArray[Any], coded: bool, double: bool) -> NDArray[Any]:
         return array.astype(np.float32)
 
 
-def _rounding(processed: Stored) -> dict[str, float]:
+def _rounding(processed: Stored) -> Rounding:
     """The coarsest of the unit's tensors."""
     each = [Rounding.of(code_of(array)) for array in processed.values()]
-    return {
-        "relative": max(r.relative for r in each),
-        "absolute": max(r.absolute for r in each),
-    }
+    return Rounding(max(r.relative for r in each), max(r.absolute for r in each))

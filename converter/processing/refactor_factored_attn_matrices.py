@@ -14,12 +14,15 @@ A, B orthonormal, and TYᵀ = X S Zᵀ; so U = AX and
 
 and likewise for W_V and W_O. Where S has zeros (heads of rank below h), the part of Q that the
 product never sees, Q − (U√S)P with P = 0 on those directions, is kept in the record. It is
-orthogonal to R and to K's own such part, so adding it back changes no product, edited or not.
+orthogonal to R and to K's own such part, so adding it back changes no product. Where such a lost
+direction was given a product of its own by an edit, its head comes back in another basis instead:
+P and R are completed to h rows with PRᵀ = 1, and nothing is added.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +30,52 @@ from threadpoolctl import threadpool_limits
 
 from converter.errors import BadInput
 from converter.processing.fold_value_biases import B_V, W_O, FoldValueBiases
-from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
+from converter.processing.step import (
+    FLOAT32,
+    Array,
+    Index,
+    Record,
+    RecordShapes,
+    Rounding,
+    Shapes,
+    State,
+    Step,
+    Unit,
+)
 
 W_Q, W_K, W_V, B_Q, B_K = "attn.W_Q", "attn.W_K", "attn.W_V", "attn.b_Q", "attn.b_K"
 _DEAD = 1e-9
 """Singular values below this part of the largest are rank lost: P would be rounding over zero."""
 _FOLD = FoldValueBiases()
+_FACTORS = (W_Q, W_K, W_V, W_O)
+_NONE = np.zeros(0, np.int32)
+
+
+class _Pair(NamedTuple):
+    """Two factors of which only the product is defined, and where heads of low rank are kept."""
+
+    left: str
+    right: str
+    heads: str
+    names: tuple[str, ...]
+    """The tensors that a head's gauge concerns."""
+
+    def rows(self, unit: Unit, name: str) -> Array:
+        """A factor [n, a, h], its bias as a further row."""
+        if name == W_O:
+            return unit[W_O].swapaxes(1, 2)
+        bias = {W_Q: B_Q, W_K: B_K, W_V: B_V}[name]
+        return np.concatenate([unit[name], unit[bias][:, None]], axis=1)
+
+    def right_of(self, gauge: Mapping[str, Array]) -> Array:
+        """R for each head [n, h, h]. The record has W_O's transposed, as it is multiplied."""
+        return gauge[self.right].swapaxes(1, 2) if self.right == W_O else gauge[self.right]
+
+
+_PAIRS = (
+    _Pair(W_Q, W_K, "qk.heads", (W_Q, B_Q, W_K, B_K)),
+    _Pair(W_V, W_O, "ov.heads", (W_V, W_O)),
+)
 
 
 def ordered_matmul(left: Array, right: Array) -> Array:
@@ -110,18 +153,45 @@ class RefactorFactoredAttnMatrices(Step):
     def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
         if W_Q not in record:
             return dict(unit)
-        result = dict(unit)
+        result, gauge = dict(unit), {name: record[name] for name in _FACTORS}
+        kept = {}
+        for pair in _PAIRS:
+            heads = record.get(pair.heads, _NONE)
+            revived = _revived(unit, record, pair)
+            kept[pair] = ~np.isin(heads, revived)
+            for head in revived:
+                completed = _completed(gauge[pair.left][head], pair.right_of(gauge)[head])
+                gauge = _replaced(gauge, pair, head, *completed)
         for name in (W_Q, W_K, W_V):
-            result[name] = ordered_matmul(unit[name], record[name])
-        for name, gauge in ((B_Q, W_Q), (B_K, W_K)):
-            result[name] = ordered_matmul(unit[name][:, None], record[gauge])[:, 0]
+            result[name] = ordered_matmul(unit[name], gauge[name])
+        for name, factor in ((B_Q, W_Q), (B_K, W_K)):
+            result[name] = ordered_matmul(unit[name][:, None], gauge[factor])[:, 0]
         # A value bias that was given after processing is a row of W_V, too.
-        result[B_V] = ordered_matmul(unit[B_V][:, None], record[W_V])[:, 0]
-        result[W_O] = ordered_matmul(record[W_O], unit[W_O])
-        for heads, names in (("qk.heads", (W_Q, B_Q, W_K, B_K)), ("ov.heads", (W_V, W_O))):
-            for name in names if heads in record else ():
-                result[name][record[heads]] += record[f"{name}.kept"]
+        result[B_V] = ordered_matmul(unit[B_V][:, None], gauge[W_V])[:, 0]
+        result[W_O] = ordered_matmul(gauge[W_O], unit[W_O])
+        for pair, still in kept.items():
+            for name in pair.names if still.any() else ():
+                result[name][record[pair.heads][still]] += record[f"{name}.kept"][still]
         return _FOLD.undo(result, record, rounding)
+
+    def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
+        names: set[str] = set()
+        for pair in _PAIRS if W_Q in record else ():
+            if _revived(unit, record, pair).size:
+                names |= {*pair.names, *((B_V, "attn.b_O") if W_V in pair.names else ())}
+        return frozenset(names)
+
+    def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
+        if W_Q not in shapes:
+            return {}
+        n, _, h = shapes[W_Q]
+        expected = _FOLD.record_shapes(shapes, record)
+        expected |= dict.fromkeys(_FACTORS, (n, h, h))
+        for pair in _PAIRS:
+            count = np.size(record.get(pair.heads, ()))
+            expected[pair.heads] = Index(count, n)
+            expected |= {f"{name}.kept": (count, *shapes[name][1:]) for name in pair.names}
+        return expected
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
         return _FOLD.reads(name, record)
@@ -144,6 +214,44 @@ class RefactorFactoredAttnMatrices(Step):
             )
         )
         return State.APPLIED if done else State.NOT_APPLIED
+
+
+def _revived(unit: Unit, record: Record, pair: _Pair) -> NDArray[np.int32]:
+    """Heads of low rank to whose lost directions an edit has given a product."""
+    heads = record.get(pair.heads, _NONE)
+    if not heads.size:
+        return _NONE
+    live = record[pair.left][heads].any(2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = _norms(pair.rows(unit, pair.left)[heads]) * _norms(
+            pair.rows(unit, pair.right)[heads]
+        )
+        lost = np.where(live, 0, product).max(1)
+        # What was lost had at most _DEAD of the largest product; storage rounds that a little.
+        edited: NDArray[np.int32] = heads[lost > 2 * _DEAD * np.where(live, product, 0).max(1)]
+        return edited
+
+
+def _completed(p: Array, r: Array) -> tuple[Array, Array]:
+    """P and R [h, h] of one head, whose rows of lost directions are zero, with PRᵀ = 1."""
+    lost = ~p.any(1)
+    with threadpool_limits(1, user_api="blas"):
+        count = int(lost.sum())
+        # Rows at right angles to all of R's, and to all of P's; then made dual to one another.
+        a = np.linalg.svd(r[~lost])[2][-count:] if count < len(p) else np.eye(len(p))
+        b = np.linalg.svd(p[~lost])[2][-count:] if count < len(p) else np.eye(len(p))
+        dual = np.linalg.solve(b @ a.T, b)
+    p, r = p.copy(), r.copy()
+    p[lost], r[lost] = a, dual
+    return p, r
+
+
+def _replaced(
+    gauge: dict[str, Array], pair: _Pair, head: int, p: Array, r: Array
+) -> dict[str, Array]:
+    left, right = gauge[pair.left].copy(), gauge[pair.right].copy()
+    left[head], right[head] = p, r.T if pair.right == W_O else r
+    return gauge | {pair.left: left, pair.right: right}
 
 
 def _live(s: Array) -> NDArray[np.bool_]:

@@ -23,6 +23,19 @@ Array = NDArray[np.float64]
 Unit = Mapping[str, Array]
 Record = Mapping[str, NDArray[Any]]
 """What a step took away: float64 arrays, and integer arrays that index them."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of a unit's tensors, by name."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """An array of integers that index another."""
+
+    count: int
+    below: int
+
+
+RecordShapes = dict[str, tuple[int, ...] | Index]
 
 
 class State(Enum):
@@ -78,6 +91,16 @@ class Step(ABC):
     def reads(self, name: str, record: Record) -> frozenset[str]:
         """The processed tensors from which `undo` makes the original tensor `name`."""
         return frozenset({name})
+
+    def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
+        """The tensors that `undo` gives other than the original ones because of an edit that their
+        own values cannot express, though no edited tensor is among those that they are made from."""
+        return frozenset()
+
+    @abstractmethod
+    def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
+        """The shape of every array that a record may hold, for a unit of these shapes. Index arrays
+        are as long as the record's own."""
 
     @abstractmethod
     def state(self, unit: Unit, rounding: Rounding) -> State | None:

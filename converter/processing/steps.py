@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -84,12 +84,36 @@ def undo_all(
     return result
 
 
-def reads(name: str, steps: Sequence[Step], records: Sequence[Record]) -> frozenset[str]:
-    """The processed tensors from which `undo_all` makes the original tensor `name`."""
-    names = frozenset({name})
-    for step, record in zip(steps, records, strict=True):
-        names = frozenset().union(*(step.reads(each, record) for each in names))
-    return names
+def undo_edited(
+    unit: Unit,
+    steps: Sequence[Step],
+    records: Sequence[Record],
+    rounding: Rounding = FLOAT32,
+    *,
+    edited: Collection[str],
+) -> tuple[dict[str, Array], frozenset[str]]:
+    """`undo_all` of weights of which some were edited, and the names of the tensors that come
+    back other than the original ones because of it."""
+    result, changed = dict(unit), frozenset(edited)
+    for step, record in reversed(list(zip(steps, records, strict=True))):
+        displaced = step.displaced(result, record, rounding) if changed else frozenset()
+        result = step.undo(result, record, rounding)
+        changed = displaced | _made_from(changed, result, step, record)
+    return result, changed
+
+
+def made_from(
+    names: Collection[str], unit: Unit, steps: Sequence[Step], records: Sequence[Record]
+) -> frozenset[str]:
+    """The original tensors that `undo_all` makes from any of these processed ones."""
+    found = frozenset(names)
+    for step, record in reversed(list(zip(steps, records, strict=True))):
+        found = _made_from(found, unit, step, record)
+    return found
+
+
+def _made_from(names: frozenset[str], unit: Unit, step: Step, record: Record) -> frozenset[str]:
+    return frozenset(name for name in unit if step.reads(name, record) & names)
 
 
 def detect(unit: Unit, rounding: Rounding) -> dict[str, State]:
