@@ -93,7 +93,7 @@ def compare_function(
                 if criterion is not None:  # lossy in any way: against the original itself
                     standard = replace(standard, reference=true, costs=[None] * len(probes))
                 standards[codes] = standard
-                problems += changed_function(route, true, standard, max_ratio, say)
+                problems += changed_function(route, true, standard, max_ratio, seed, say)
             standard = standards[codes]
             runtime = _open(subject)
             ran.append(info(runtime, "artifact"))

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, NeoConfig
 from converter.dtypes import CODES
+from converter.processing import Rounding
 from converter.progress import Progress
 from converter.route import Expected, Route
 from converter.verification.judge import Errors, Floor, measure, pooled_floor
@@ -83,26 +85,71 @@ def undoes_rounding(route: Route) -> bool:
 
 
 def changed_function(
-    route: Route, true: Forward, standard: Standard, limit: float, say: Progress
+    route: Route, true: Forward, standard: Standard, limit: float, seed: int, say: Progress
 ) -> list[str]:
     """Rounding would hide a fault of processing: without it, the function must be the same.
 
-    But for undoing what was stored in 16 bits: the original that comes back is not what the
-    rounded file computes, and the difference is what storing that file had cost.
+    But that tensors which no edit touched come back as they were before they were stored: in 16
+    bits that is another function, by what storing them had cost.
     """
-    if standard.reference is true or not route.whole_units or undoes_rounding(route):
+    if standard.reference is true or not route.whole_units:
         return []
     say("processing: float64")
     device = true.final[0].device
     made = forward(Expected(route, "F64"), true.probes, dtype=torch.float64, device=device)
-    for index, (probe, floor) in enumerate(zip(true.probes, standard.floors, strict=True)):
+    floors = standard.floors
+    if undoes_rounding(route):
+        say("what storing the source had cost")
+        floors = storage_floors(route.source, true, seed)
+    for index, (probe, floor) in enumerate(zip(true.probes, floors, strict=True)):
         ratio = measure(true, index, [partial(made.at, index)])[0].ratio(floor)
         if not ratio <= limit:
+            than = (
+                "what storing the source in 16 bits cost"
+                if undoes_rounding(route)
+                else "float32's own noise"
+            )
             return [
-                f"Before rounding, the processed weights compute another function (probe"
-                f" {probe.name!r}, {ratio:.3g} times float32's own noise)."
+                f"Before rounding, the weights made compute another function (probe"
+                f" {probe.name!r}, {ratio:.3g} times {than})."
             ]
     return []
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint's weights, each moved at random by up to what its storage may have moved it."""
+
+    checkpoint: Checkpoint
+    seed: int
+
+    @property
+    def config(self) -> NeoConfig:
+        return self.checkpoint.config
+
+    def tensor(self, key: str) -> np.ndarray:
+        """float64, in `hooked` axes."""
+        own = self.checkpoint.tensor(key, "F64")
+        rounding = Rounding.of(self.checkpoint.code(key))
+        rng = np.random.default_rng([self.seed, *key.encode()])
+        bound = np.where(own == 0, 0, rounding.relative * np.abs(own) + rounding.absolute)
+        return np.asarray(own + bound * rng.uniform(-1, 1, own.shape))
+
+
+def storage_floors(source: Checkpoint, true: Forward, seed: int) -> list[Floor]:
+    """For each probe, what rounding to the source's own dtype does to its function."""
+    device, total = (
+        true.final[0].device,
+        sum(cost(source.config, p.tokens.size) for p in true.probes),
+    )
+    runs = [
+        forward(Stored(source, seed * 1000 + draw), true.probes, dtype=torch.float64, device=device)
+        for draw in range(4 if total < AFFORDABLE / 10 else 2)
+    ]
+    return [
+        pooled_floor(measure(true, index, [partial(run.at, index) for run in runs]))
+        for index in range(len(true.probes))
+    ]
 
 
 def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
