@@ -92,8 +92,8 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
             do="Leave --dtype out, or use --reverse auto.",
         )
     place = source.source.ledger_directory
-    ledger = open_ledger(place) if place else None
-    if reverse != "functional" and ledger is not None:
+    ledger = open_ledger(place) if place and reverse != "functional" else None
+    if ledger is not None:
         return _with_ledger(source, ledger, reverse)
     carried = biased_units(source)
     processed = bool(carried or source.config.folded or recorded_steps(source))
@@ -101,7 +101,7 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
         return plain(source)
     if reverse == "exact":
         raise _cannot("there is no ledger.safetensors beside the weights", source)
-    why = "no ledger is beside the weights" if ledger is None else "as asked for"
+    why = "as asked for" if reverse == "functional" else "no ledger is beside the weights"
     return Functional(
         source,
         folded=False,
