@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from converter.checkpoint import Checkpoint, NeoConfig
 from converter.dtypes import CODES
 from converter.processing import Rounding
 from converter.progress import Progress
-from converter.route import Expected, Route
+from converter.route import Expected, Route, Undoing
 from converter.verification.judge import Errors, Floor, measure, pooled_floor
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.reference import Forward, Source, forward
@@ -89,29 +89,35 @@ def changed_function(
 ) -> list[str]:
     """Rounding would hide a fault of processing: without it, the function must be the same.
 
-    But that tensors which no edit touched come back as they were before they were stored: in 16
-    bits that is another function, by what storing them had cost.
+    Undoing what was stored in 16 bits is asked twice. With every tensor made from the file, the
+    function must be the file's. With the original ones put back where no edit reached, it is
+    another, by what storing them had cost.
     """
     if standard.reference is true or not route.whole_units:
         return []
     say("processing: float64")
+    if not undoes_rounding(route):
+        return _departs(route, true, standard.floors, limit, "float32's own noise")
+    assert isinstance(route, Undoing)
+    from_file = replace(route, edited=frozenset(route.source.stored), tied=False)
+    problems = _departs(from_file, true, standard.floors, limit, "float32's own noise")
+    say("what storing the source had cost")
+    floors = storage_floors(route.source, true, seed)
+    return problems or _departs(route, true, floors, limit, "what storing the source cost")
+
+
+def _departs(
+    route: Route, true: Forward, floors: Sequence[Floor], limit: float, unit: str
+) -> list[str]:
+    """A sentence where the unrounded weights that a route makes compute another function."""
     device = true.final[0].device
     made = forward(Expected(route, "F64"), true.probes, dtype=torch.float64, device=device)
-    floors = standard.floors
-    if undoes_rounding(route):
-        say("what storing the source had cost")
-        floors = storage_floors(route.source, true, seed)
     for index, (probe, floor) in enumerate(zip(true.probes, floors, strict=True)):
         ratio = measure(true, index, [partial(made.at, index)])[0].ratio(floor)
         if not ratio <= limit:
-            than = (
-                "what storing the source in 16 bits cost"
-                if undoes_rounding(route)
-                else "float32's own noise"
-            )
             return [
                 f"Before rounding, the weights made compute another function (probe"
-                f" {probe.name!r}, {ratio:.3g} times {than})."
+                f" {probe.name!r}, {ratio:.3g} times {unit})."
             ]
     return []
 
