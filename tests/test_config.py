@@ -120,3 +120,78 @@ def test_score_divisors() -> None:
 def test_all_global_needs_no_window() -> None:
     config = from_tl({**TL, "use_local_attn": False, "attn_types": None, "window_size": None})
     assert config.attn_types == ("global", "global")
+
+
+def test_aliases_win_as_in_transformers() -> None:
+    """One config with both names: transformers reads num_attention_heads."""
+    config = from_hf(Recipe().config | {"num_attention_heads": 1})
+    assert config.n_heads == 1
+    written = to_hf(config, Recipe().config | {"num_attention_heads": 1}, tied=True, dtype=None)
+    assert written["num_heads"] == 1
+    assert "num_attention_heads" not in written
+
+
+@pytest.mark.parametrize("types", [None, [[["global"], 2]], [[["global", "local"], 12]]])
+def test_attention_layers_count_whatever_attention_types_say(types: object) -> None:
+    base = Recipe().config | {"attention_types": types, "attention_layers": ["local", "global"]}
+    notes: list[str] = []
+    config = from_hf(base, notes=notes)
+    assert config.attn_types == ("local", "global")
+    assert "attention_layers counts" in notes[0]
+    written = to_hf(config, base, tied=True, dtype=None)
+    assert written["attention_types"] == [[["local", "global"], 1]]
+    notes.clear()
+    assert from_hf(written, notes=notes) == config
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    "layers", [None, ["local"], "global", ["global", "strided"], ["global", "local", "local"]]
+)
+def test_malformed_attention_layers(layers: object) -> None:
+    with pytest.raises(ConfigError):
+        from_hf(Recipe().config | {"attention_layers": layers})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_heads", True), ("num_heads", "2"), ("num_layers", 2.0), ("window_size", None),
+        ("vocab_size", None), ("activation_function", None),
+        ("tie_word_embeddings", None), ("tie_word_embeddings", "false"), ("attention_dropout", None),
+        ("bos_token_id", True), ("eos_token_id", "1"), ("use_cache", 3), ("initializer_range", "x"),
+        ("classifier_dropout", "7"), ("quantization_config", {"a": 1}),
+    ],
+)  # fmt: skip
+def test_what_transformers_refuses_is_refused_by_name(field: str, value: object) -> None:
+    from transformers import GPTNeoConfig
+
+    config = Recipe().config | {field: value}
+    with pytest.raises(ConfigError, match=field):
+        from_hf(config)
+    if field != "quantization_config":
+        with pytest.raises(Exception, match=field):
+            GPTNeoConfig(**config)
+
+
+@pytest.mark.parametrize("field", ["act_fn", "window_size", "attn_types", "d_vocab", "d_head"])
+def test_what_transformer_lens_does_not_fill_in_is_not_filled_in(field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        from_tl({name: value for name, value in TL.items() if name != field})
+
+
+def test_what_transformer_lens_fills_in_is_said() -> None:
+    notes: list[str] = []
+    config = from_tl({n: v for n, v in TL.items() if n not in ("n_heads", "d_mlp")}, notes=notes)
+    assert (config.n_heads, config.d_mlp, config.eps) == (2, 16, 1e-5)
+    assert "n_heads=2, d_mlp=16, eps=1e-05, normalization_type=LN" in notes[0]
+
+
+def test_the_next_cfg_has_nothing_of_another_machine_or_version() -> None:
+    of_then = {
+        "device": "cuda", "n_devices": 2, "tokenizer_name": "x/y", "seed": 3, "run_note": "good",
+        "use_headwise_qkv_input": False, "default_prepend_bos": False,
+    }  # fmt: skip
+    written = to_tl(from_tl(TL | of_then), TL | of_then, dtype="float32", model_name="m")
+    assert written.keys() & of_then.keys() == {"default_prepend_bos"}
+    assert written["default_prepend_bos"] is False

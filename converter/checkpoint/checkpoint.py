@@ -87,7 +87,9 @@ class Checkpoint:
     @property
     def original_hf_config(self) -> dict[str, Any] | None:
         """The HF config beside the weights, or the one that provenance kept through TL."""
-        return self.source.hf_config or self._kept("config")
+        beside = self.source.hf_config or {}
+        foreign = self.layout == "hooked" and beside.get("model_type") != "gpt_neo"
+        return (None if foreign else self.source.hf_config) or self._kept("config")
 
     @property
     def original_generation_config(self) -> dict[str, Any] | None:
@@ -100,7 +102,10 @@ class Checkpoint:
 
     @property
     def original_tl_config(self) -> dict[str, Any] | None:
-        return self.source.tl_config or self._kept("cfg")
+        """The TL config that the weights were read by, or the one that provenance kept. A cfg.json
+        beside HF weights is somebody else's: an SAE's, a run's."""
+        beside = self.source.tl_config if self.layout == "hooked" else None
+        return beside or self._kept("cfg")
 
     def code(self, key: str) -> str:
         """The storage dtype of a weight; a tensor that the files lack has the model's."""
@@ -194,6 +199,9 @@ def detect(names: set[str], source: Source) -> Layout:
 
 def _config(source: Source, layout: Layout, n_tensors: int, notes: list[str]) -> NeoConfig:
     where = str(source.config_path)
+    if layout != "hooked" and source.hf_config and source.tl_config and source.config_path:
+        where = str(source.config_path.with_name("config.json"))
+        notes.append("the cfg.json beside the weights is not theirs, and was not used")
     if layout == "hooked" and source.tl_config is not None:
         config = from_tl(source.tl_config, where, notes)
     elif source.hf_config is not None:
@@ -228,8 +236,10 @@ def _match(slots: dict[str, Slot], found: dict[str, Stored], source: Source) -> 
     for name, stored in found.items():
         expected = by_name[name].shape
         if stored.shape != expected:
+            ends = by_name[name].key in (EMBEDDING, HEAD)
             raise TensorMismatch(
-                f"Tensor {name} has shape {list(stored.shape)}; the config makes it {list(expected)}.",
+                f"Tensor {name} has shape {list(stored.shape)}; the config makes it {list(expected)}"
+                + (" (vocab_size by d_model)." if ends else "."),
                 where=f"{stored.file}, with {source.config_path}",
                 do="Give the config that belongs to these weights.",
             )

@@ -9,6 +9,17 @@ from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, i
 from converter.errors import ConfigError
 
 HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
+"""transformers' other names of these fields. Where both are there, the alias wins, as there."""
+
+_NUMBER, _TOKEN = (int, float), (int, type(None))
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "tie_word_embeddings": (bool,), "use_cache": (bool,), "initializer_range": (float,),
+    "resid_dropout": _NUMBER, "embed_dropout": _NUMBER, "attention_dropout": _NUMBER,
+    "classifier_dropout": _NUMBER, "bos_token_id": _TOKEN, "pad_token_id": _TOKEN,
+    "eos_token_id": (*_TOKEN, list),
+}  # fmt: skip
+"""Fields that we only pass on, and the types that transformers takes: with others it refuses the
+whole config."""
 
 
 def from_hf(
@@ -29,7 +40,8 @@ def from_hf(
             where,
             "Name a GPT-Neo checkpoint, such as EleutherAI/gpt-neo-125m.",
         )
-    config = {**{k: config[alias] for k, alias in HF_ALIASES.items() if alias in config}, **config}
+    config = {**config, **{k: config[alias] for k, alias in HF_ALIASES.items() if alias in config}}
+    _require_optional(config, where)
     left_out = [f"{name}={default}" for _, name, default in PAIRS if name not in config]
     if left_out and notes is not None:
         notes.append(f"config.json leaves out {', '.join(left_out)}: transformers' defaults")
@@ -47,28 +59,78 @@ def from_hf(
         if inner is None
         else integer(config, "intermediate_size", None, where)
     )
-    fields["attn_types"] = _attention_layers(config, fields["n_layers"], where)
+    fields["attn_types"] = _attention_layers(config, fields["n_layers"], where, notes)
     return checked(fields, where)
 
 
-def _attention_layers(config: Mapping[str, Any], n_layers: int, where: str) -> tuple[str, ...]:
-    """`attention_types` expanded: [[["global", "local"], 6]] is twelve layers."""
-    types = config.get("attention_types", [[["global", "local"], 12]])
-    expanded: list[str] = []
+def _require_optional(config: Mapping[str, Any], where: str) -> None:
+    """
+    Raises:
+        ConfigError: a field that is only passed on has a value with which transformers would not
+            open the config; or the weights are quantised.
+    """
+    for name, types in _OPTIONAL.items():
+        value = config.get(name) if name in config else False
+        right = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+        if name in config and not right:
+            raise fail(
+                f"{name} is {str(value)[:40]!r}: transformers does not open such a config.",
+                where,
+                f"Correct {name} in the config, or remove it: transformers then fills it in.",
+            )
+    if config.get("quantization_config") is not None:
+        raise fail(
+            "quantization_config says that these weights are quantised.",
+            where,
+            "Convert the checkpoint that was quantised; or, if the weights beside it are not,"
+            " remove quantization_config.",
+        )
+
+
+def _attention_layers(
+    config: Mapping[str, Any], n_layers: int, where: str, notes: list[str] | None
+) -> tuple[str, ...]:
+    """The layers' attention, as transformers finds it: `attention_layers` where it is there,
+    whatever `attention_types` says, else `attention_types` expanded."""
+    types = config.get("attention_types")
+    expanded = _expanded([[["global", "local"], 12]] if types is None else types, n_layers)
+    if "attention_layers" not in config:
+        if expanded is None:
+            raise fail(
+                f"attention_types {str(types)[:80]} does not describe {n_layers} layers."
+                if types is not None
+                else f"There are neither attention_types nor attention_layers for {n_layers} layers.",
+                where,
+            )
+        if types is None and notes is not None:
+            notes.append(
+                "config.json leaves out attention_types: transformers' default, global and local"
+                " in turn"
+            )
+        return tuple(expanded)
+    stated = config["attention_layers"]
+    if not isinstance(stated, list) or len(stated) != n_layers:
+        raise fail(
+            f"attention_layers {str(stated)[:80]} does not describe {n_layers} layers.", where
+        )
+    if stated != expanded and notes is not None:
+        what = "leaves out attention_types" if types is None else "has other attention_types"
+        notes.append(f"config.json {what}: attention_layers counts, as in transformers")
+    return tuple(map(str, stated))
+
+
+def _expanded(types: Any, n_layers: int) -> list[str] | None:
+    """[[["global", "local"], 6]] is twelve layers. None: it does not describe so many."""
+    layers: list[str] = []
     try:
         for pattern, times in types:
             # Counted before it is built: a hostile repeat must not fill memory.
             if isinstance(times, bool) or not 0 <= times * len(pattern) <= n_layers:
-                raise ValueError
-            expanded += [str(name) for name in pattern] * times
+                return None
+            layers += [str(name) for name in pattern] * times
     except (TypeError, ValueError):
-        raise fail(
-            f"attention_types {str(types)[:80]} does not describe {n_layers} layers.", where
-        ) from None
-    stated = config.get("attention_layers")
-    if stated is not None and stated != expanded:
-        raise fail("attention_layers and attention_types disagree.", where)
-    return tuple(expanded)
+        return None
+    return layers if len(layers) == n_layers else None
 
 
 def to_hf(config: NeoConfig, base: Json | None, *, tied: bool, dtype: str | None) -> Json:
@@ -85,12 +147,15 @@ def to_hf(config: NeoConfig, base: Json | None, *, tied: bool, dtype: str | None
         result = _plain_hf(config, dtype)
         old = from_hf(result)
     for ours, theirs, _ in PAIRS:
-        if getattr(old, ours) != getattr(config, ours):
+        twice = theirs in result and HF_ALIASES.get(theirs) in result
+        if twice or getattr(old, ours) != getattr(config, ours):
             result.pop(HF_ALIASES.get(theirs, ""), None)
             result[theirs] = getattr(config, ours)
     if (result.get("intermediate_size") or 4 * config.d_model) != config.d_mlp:
         result["intermediate_size"] = config.d_mlp
-    if old.attn_types != config.attn_types:
+    layers = list(config.attn_types)
+    stale = _expanded(result.get("attention_types"), config.n_layers) != layers
+    if stale or result.get("attention_layers", layers) != layers:
         result["attention_types"] = compress(config.attn_types)
         result["attention_layers"] = list(config.attn_types)
     if result.get("tie_word_embeddings", True) is not tied:

@@ -45,7 +45,8 @@ def write(
 def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:
     """HF's config.json. `recast`: the storage dtype was asked for."""
     base = route.source.original_hf_config
-    dtype = _dtype(plan) if recast or base is None else None
+    says = recast or base is None or any(base.get(n) for n in ("dtype", "torch_dtype"))
+    dtype = _dtype(plan) if says else None
     return to_hf(plan.config, base, tied=route.tied, dtype=dtype)
 
 

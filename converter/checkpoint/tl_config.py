@@ -27,11 +27,25 @@ TL_REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_normalization_before_and_after": ((False, None), "GPT-Neo normalises before a layer only"),
     "uses_rms_norm": ((False, None), "GPT-Neo has LayerNorm"),
     "final_rms": ((False, None), "GPT-Neo has LayerNorm"),
+    "shortformer_pos": (
+        (False, None),
+        "GPT-Neo adds its position embeddings to the residual stream",
+    ),
+    "experts_per_token": ((None, 0), "GPT-Neo has no experts"),
+    "quantization_method": ((None,), "quantised weights are not supported"),
     "load_in_4bit": ((False, None), "quantised weights are not supported"),
     "attn_scores_soft_cap": ((-1.0, 0, None), "GPT-Neo has no soft cap on scores"),
     "output_logits_soft_cap": ((-1.0, 0, None), "GPT-Neo has no soft cap on logits"),
 }
 """Fields of a TL config that GPT-Neo cannot vary: accepted values, and why."""
+
+KEPT = (
+    "model_name", "init_mode", "initializer_range", "default_prepend_bos", "tokenizer_prepends_bos",
+    "use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in", "use_hook_tokens",
+    "from_checkpoint", "checkpoint_index", "checkpoint_label_type", "checkpoint_value",
+)  # fmt: skip
+"""Fields that do not change what is computed, known from TL 2.16 to 3.9: they come back in the
+next cfg.json. What else a cfg said (of a machine, of another version, of a run) stays in provenance."""
 
 
 def from_tl(
@@ -82,7 +96,13 @@ def from_tl(
         raise refuse(
             "d_vocab_out", f"GPT-Neo reads and writes one vocabulary (d_vocab {fields['d_vocab']})"
         )
-    act_fn = config.get("act_fn", "relu")
+    act_fn = config.get("act_fn")
+    if act_fn is None:  # TL 2 raises, TL 3.9 takes relu: no guess
+        raise fail(
+            "The config does not say act_fn, the activation.",
+            where,
+            'Add it: "act_fn": "gelu_new" is that of every published GPT-Neo model.',
+        )
     if act_fn not in ACTIVATIONS:
         raise refuse(
             "act_fn", f"transformers has no such activation (known: {', '.join(ACTIVATIONS)})"
@@ -96,8 +116,26 @@ def from_tl(
         types = ["global"] * n_layers
     elif not isinstance(types, (list, tuple)):
         raise fail("use_local_attn is set, but attn_types is not a list.", where)
-    if notes is not None and "eps" not in config:
-        notes.append("cfg.json leaves out eps=1e-05: TransformerLens's default")
+    if notes is not None:
+        filled = {
+            "n_heads": fields["n_heads"], "d_mlp": fields["d_mlp"], "eps": 1e-5,
+            "normalization_type": "LN", "use_attn_scale": True, "use_local_attn": False,
+        }  # fmt: skip
+        left_out = [
+            f"{name}={value}"
+            for name, value in filled.items()
+            if name not in config or (config[name] is None and name == "d_mlp")
+        ]
+        if left_out:
+            notes.append(f"cfg.json leaves out {', '.join(left_out)}: TransformerLens's defaults")
+        if (
+            not local
+            and isinstance(stated_types := config.get("attn_types"), list)
+            and ("local" in stated_types)
+        ):
+            notes.append(
+                "cfg.json has use_local_attn off: its attn_types are not used, as in TransformerLens"
+            )
     # Without local layers the window is unused; HF wants a number all the same.
     window = config.get("window_size")
     fields["window_size"] = (
@@ -136,7 +174,7 @@ def to_tl(config: NeoConfig, base: Json | None, *, dtype: str, model_name: str) 
     """A `cfg.json`: plain JSON that `HookedTransformerConfig.from_dict` takes once `dtype` is a torch dtype.
 
     Only fields that TL 2.16 to 3.9 all know. `base`: the TL config these weights once came
-    with, whose further fields are kept.
+    with, of which `KEPT` is kept.
 
     Raises:
         NotRepresentable: the activation is one that TL does not have.
@@ -147,7 +185,8 @@ def to_tl(config: NeoConfig, base: Json | None, *, dtype: str, model_name: str) 
             where="config.json: activation_function",
             do=f"TransformerLens knows {', '.join(ACTIVATIONS)}; --layout bridge keeps HF's own code.",
         )
-    result: Json = dict(base or {"model_name": model_name})
+    result: Json = {"model_name": model_name}
+    result |= {name: value for name, value in (base or {}).items() if name in KEPT}
     result |= {
         **{ours: getattr(config, ours) for ours, _, _ in PAIRS},
         "d_head": config.d_head,

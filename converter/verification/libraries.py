@@ -88,6 +88,7 @@ def hf_model(
     ignored |= {n.removeprefix("transformer.") for n in checkpoint.dropped}
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     _refuse(missing - tied, unexpected - ignored, "transformers", checkpoint)
+    model.config.return_dict = True  # else the logits come in a tuple
     return model.to(device).eval()
 
 
@@ -112,6 +113,8 @@ def hooked_model(
     import torch
 
     with quiet():
+        from dataclasses import fields
+
         from transformer_lens import HookedTransformer, HookedTransformerConfig
 
         stored = NAMES[checkpoint.dtype]
@@ -128,6 +131,8 @@ def hooked_model(
             "tokenizer_name": None,  # would be looked up on the hub
             "normalization_type": "LNPre" if checkpoint.config.folded else "LN",
         }
+        known_here = {field.name for field in fields(HookedTransformerConfig)}
+        cfg = {name: value for name, value in cfg.items() if name in known_here}
         words = lens_tokenizer(checkpoint) if tokenizer else None
         model = HookedTransformer(HookedTransformerConfig.from_dict(cfg), tokenizer=words)
         state = state_dict(checkpoint) if state is None else state

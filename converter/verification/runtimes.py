@@ -205,6 +205,7 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
         BadInput: the software refuses the checkpoint.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
     where = resolve_device(device)
     if checkpoint.graph is not None:
@@ -225,7 +226,10 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
             return Library("transformer_lens", "TransformerBridge", lens, where, model)
     except NeoconvertError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+    except (
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"The software that this layout is for refuses the checkpoint: {reason}",

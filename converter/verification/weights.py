@@ -117,7 +117,19 @@ def compare_weights(
         if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):
             mismatches.append(Mismatch(slot.place, key, slot.name or key))
     config = config_differences(route.target_config, artifact.config)
+    if not mismatches and route.target_config.folded != artifact.config.folded:
+        config += ("normalization_type",) if _norms_matter(artifact) else ()
     return WeightCheck(compared, tuple(mismatches), config)
+
+
+def _norms_matter(checkpoint: Checkpoint) -> bool:
+    """Whether a LayerNorm has a gain or a bias that leaving it out would lose."""
+    gains = {".w": 1.0, ".b": 0.0}
+    return any(
+        bool(np.any(checkpoint.tensor(key) != gains[key[-2:]]))
+        for key, slot in checkpoint.slots.items()
+        if slot.local.split(".")[0] in ("ln1", "ln2", "ln_final")
+    )
 
 
 def compare_structure(route: Route, graph: Checkpoint) -> WeightCheck:
