@@ -21,7 +21,9 @@ Damage = Callable[[Path], object]
 def _config(**changes: object) -> Damage:
     def damage(hf: Path) -> None:
         path = hf / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        changed = json.loads(path.read_text()) | changes
+        # An ellipsis leaves the field out.
+        path.write_text(json.dumps({k: v for k, v in changed.items() if v is not ...}))
 
     return damage
 
@@ -105,11 +107,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "heads that do not divide": (_config(num_heads=3), "divisible"),
     "more layers than tensors": (
         _config(num_layers=10**6, attention_types=[[["global"], 10**6]], attention_layers=None), "layers"),
-    "a billion layers": (_config(attention_types=[[["global"], 10**9]], attention_layers=None), "attention_types"),
+    "a billion layers": (_config(attention_types=[[["global"], 10**9]], attention_layers=...), "attention_types"),
     "negative size": (_config(vocab_size=-1), "vocab_size"),
     "size that is no integer": (_config(hidden_size=4.0), "hidden_size"),
     "eps that is no number": (_config(layer_norm_epsilon="small"), "epsilon"),
-    "layers that disagree": (_config(attention_layers=["local", "local"]), "disagree"),
+    "layers for another depth": (_config(attention_layers=["local"]), "attention_layers"),
     "untied without a head": (_config(tie_word_embeddings=False), "lm_head.weight"),
     "activation TL lacks": (_config(activation_function="quick_gelu"), "quick_gelu"),
     "config that is no JSON": (lambda hf: (hf / "config.json").write_text("{") and None, "config.json"),
