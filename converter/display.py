@@ -258,7 +258,7 @@ class Display:
             ("vocabulary", f"{config['d_vocab']}; head {facts['head']}"),
             ("stored", f"{len(facts['tensors'])} tensors, {facts['n_params']:,} parameters, {size(facts['bytes'])},"
                        f" {', '.join(f'{d} ×{n}' for d, n in facts['dtypes'].items())}"),
-            ("buffers", few(checkpoint.dropped) if checkpoint.dropped else "none"),
+            ("buffers", few(tuple(checkpoint.dropped)) if checkpoint.dropped else "none"),
             ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
             ("provenance", origin(facts["provenance"])),
             *(("note", escape(note)) for note in checkpoint.notes),

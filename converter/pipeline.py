@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint, provenance, sidecar
+from converter.checkpoint.files import WEIGHTS
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, make_plan
 from converter.checkpoint.publish import check_output, staging
-from converter.checkpoint.source import WEIGHTS
 from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout

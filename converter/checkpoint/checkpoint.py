@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 
 from converter.checkpoint.config import NeoConfig
-from converter.checkpoint.hf_config import from_hf
+from converter.checkpoint.files import holds_weights
+from converter.checkpoint.fitting import mismatch, read_config
 from converter.checkpoint.reader import Stored
+from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
-from converter.checkpoint.tl_config import from_tl
 from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
-from converter.errors import ConfigError, MissingTensor, TensorMismatch, UnknownTensor
+from converter.errors import MissingTensor, UnknownTensor
 from converter.layout import Layout, Slot, buffers, expand
 
 HEAD, EMBEDDING = "unembed.W_U", "embed.W_E"
+BUFFER = "a buffer, not a weight"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Checkpoint:
     """The layout's table for this model, by `hooked` name."""
     stored: dict[str, Stored]
     """By `hooked` name. Absent: not in the files (neutral, or the tied head)."""
-    dropped: tuple[str, ...]
-    """Known buffers that the files hold beside the weights."""
+    dropped: dict[str, str]
+    """What the files hold beside the weights (known buffers, other heads), each with the reason."""
     notes: tuple[str, ...] = ()
     """What was found, filled in or passed over on opening, that a person should know: one
     sentence each, without a full stop."""
@@ -55,6 +57,22 @@ class Checkpoint:
     @property
     def directory(self) -> Path:
         return self.source.directory
+
+    @property
+    def as_saved(self) -> bool:
+        """Whether the files have the names that the layout's own library looks for."""
+        names = {
+            f"{prefix}{stored.name}"
+            for prefix in ("", "transformer.")
+            for stored in self.stored.values()
+        }
+        own = {str(self.slots[key].name) for key in self.stored}
+        return self.source.is_directory and holds_weights(self.source.path) and own <= names
+
+    @property
+    def buffers(self) -> list[str]:
+        """Known buffers that the files hold beside the weights, by the layout's names."""
+        return [name for name, reason in self.dropped.items() if reason == BUFFER]
 
     @property
     def biased(self) -> bool:
@@ -154,74 +172,31 @@ def open_checkpoint(
 
 def read_checkpoint(source: Source) -> Checkpoint:
     """What a source's headers and config say. Raises: see `open_checkpoint`."""
-    found = {name: stored for reader in source.readers for name, stored in reader.tensors.items()}
-    other = {name: code for reader in source.readers for name, code in reader.other.items()}
-    layout = detect(set(found), source)
-    notes: list[str] = []
-    config = _config(source, layout, len(found), notes)
-    if layout == "hf" and "wte.weight" in found:
-        found = {f"transformer.{name}": stored for name, stored in found.items()}
-        other = {f"transformer.{name}": code for name, code in other.items()}
+    seen = recognise(source)
+    notes = [*source.notes, *seen.notes]
+    source, config = read_config(source, seen, notes)
+    layout = seen.layout
     slots = expand(layout, config.sizes, config.n_layers)
     known = buffers(layout, config.n_layers)
-    dropped = sorted(known & (set(found) | set(other)))
-    stored = _match(slots, {n: s for n, s in found.items() if n not in known}, source)
-    unknown = sorted(set(other) - known)
-    if unknown:
+    dropped = dict.fromkeys(sorted(known & {*seen.found, *seen.other}), BUFFER)
+    if unknown := sorted(set(seen.other) - known):
         raise UnknownTensor(
-            f"{len(unknown)} tensor(s) have no place in a GPT-Neo model: {', '.join(unknown[:4])}"
-            f" ({other[unknown[0]]}).",
-            where=str(source.path),
-            do="Remove them from the checkpoint, or convert the model they belong to.",
+            f"{len(unknown)} tensor(s) are no plain floats: {', '.join(unknown[:4])}.",
+            where=f"{source.path}: {unknown[0]} is {seen.other[unknown[0]]}",
+            do="Save the weights as dense float64, float32, float16 or bfloat16 tensors.",
         )
+    found = {name: stored for name, stored in seen.found.items() if name not in known}
+    stored = _match(slots, found, source)
+    _share_tied(layout, stored, source, notes)
     if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:
         config = NeoConfig(**{**config.__dict__, "folded": True})
     _check_present(layout, slots, stored, config, source)
-    return Checkpoint(source, layout, config, slots, stored, tuple(dropped), tuple(notes))
-
-
-def detect(names: set[str], source: Source) -> Layout:
-    """The layout, from the embedding's name. UnknownTensor where there is none."""
-    if "embed.W_E" in names:
-        return "hooked"
-    if "embed.weight" in names:
-        return "bridge"
-    if names & {"transformer.wte.weight", "wte.weight"}:
-        return "hf"
-    if source.hf_config is not None:
-        from_hf(source.hf_config, str(source.config_path))  # names a wrong model type
-    raise MissingTensor(
-        "No GPT-Neo embedding is among the tensors (transformer.wte.weight, embed.W_E or embed.weight).",
-        where=f"{source.path}: {', '.join(sorted(names)[:3]) or 'no tensors'}",
-        do="Give a GPT-Neo checkpoint in the Hugging Face, HookedTransformer or TransformerBridge layout.",
-    )
-
-
-def _config(source: Source, layout: Layout, n_tensors: int, notes: list[str]) -> NeoConfig:
-    where = str(source.config_path)
-    if layout != "hooked" and source.hf_config and source.tl_config and source.config_path:
-        where = str(source.config_path.with_name("config.json"))
-        notes.append("the cfg.json beside the weights is not theirs, and was not used")
-    if layout == "hooked" and source.tl_config is not None:
-        config = from_tl(source.tl_config, where, notes)
-    elif source.hf_config is not None:
-        config = from_hf(source.hf_config, where, notes)
-    elif source.tl_config is not None:
-        config = from_tl(source.tl_config, where, notes)
-    else:
-        wanted = "cfg.json" if layout == "hooked" else "config.json"
-        raise ConfigError(
-            f"There is no {wanted} beside the weights, and shapes alone do not tell the heads.",
-            where=str(source.path),
-            do="Give it with --cfg FILE (for TransformerLens: model.cfg.to_dict() as JSON).",
-        )
-    if config.n_layers > n_tensors:  # before a table of that size is built
-        raise ConfigError(
-            f"The config says {config.n_layers} layers; the files hold {n_tensors} tensors.",
-            where=where,
-            do="Check the config against the checkpoint it came with.",
-        )
-    return config
+    dropped |= seen.dropped
+    for reason in dict.fromkeys(seen.dropped.values()):
+        names = [name for name, why in seen.dropped.items() if why == reason]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        notes.append(f"left out: {', '.join(names[:3])}{more}, {reason}")
+    return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))
 
 
 def _match(slots: dict[str, Slot], found: dict[str, Stored], source: Source) -> dict[str, Stored]:
@@ -234,16 +209,33 @@ def _match(slots: dict[str, Slot], found: dict[str, Stored], source: Source) -> 
             do="Check that the config's number of layers is right, or remove what is not GPT-Neo's.",
         )
     for name, stored in found.items():
-        expected = by_name[name].shape
-        if stored.shape != expected:
-            ends = by_name[name].key in (EMBEDDING, HEAD)
-            raise TensorMismatch(
-                f"Tensor {name} has shape {list(stored.shape)}; the config makes it {list(expected)}"
-                + (" (vocab_size by d_model)." if ends else "."),
-                where=f"{stored.file}, with {source.config_path}",
-                do="Give the config that belongs to these weights.",
-            )
+        if stored.shape != by_name[name].shape:
+            raise mismatch(by_name[name], stored, source)
     return {by_name[name].key: stored for name, stored in found.items()}
+
+
+def _share_tied(
+    layout: Layout, stored: dict[str, Stored], source: Source, notes: list[str]
+) -> None:
+    """One tensor may be all that a file keeps of embedding and head where they are tied.
+
+    safetensors.torch.save_model keeps one name of a shared tensor, and may keep the head's. HF and
+    the bridge hold both in one orientation, so that the one tensor is the other.
+    """
+    head, embedding = stored.get(HEAD), stored.get(EMBEDDING)
+    biased = any(key.endswith(".b_Q") for key in stored)  # processing unties
+    if layout == "hooked" or not _config_ties(source) or biased:
+        return
+    if head is not None and embedding is None:
+        notes.append(f"{head.name} is the embedding too: the file keeps one of the tied two")
+    if head is not None and embedding in (None, head):
+        stored[EMBEDDING] = stored.pop(HEAD)
+    if layout == "bridge" and EMBEDDING in stored:  # whose files always have both
+        stored.setdefault(HEAD, stored[EMBEDDING])
+
+
+def _config_ties(source: Source) -> bool:
+    return (source.hf_config or {}).get("tie_word_embeddings", True) is not False
 
 
 def _check_present(
@@ -253,7 +245,7 @@ def _check_present(
     config: NeoConfig,
     source: Source,
 ) -> None:
-    tied = layout == "hf" and (source.hf_config or {}).get("tie_word_embeddings", True) is not False
+    tied = layout == "hf" and _config_ties(source)
     missing = [
         slot.name
         for slot in slots.values()

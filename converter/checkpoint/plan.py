@@ -119,7 +119,7 @@ def make_plan(
         Planned(slot, str(slot.name), codes[key], slot.shape, _origin(source, key), shard_of[key])
         for key, slot in wanted.items()
     )
-    dropped = dict.fromkeys(source.dropped, "a buffer, not a weight")
+    dropped = dict(source.dropped)
     for key in slots:
         if key not in wanted and key in source.stored:
             dropped[source.stored[key].name] = _reason(route, key, layout)

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from converter.checkpoint.source import PROVENANCE, WEIGHTS
+from converter.checkpoint.files import WEIGHTS
+from converter.checkpoint.source import PROVENANCE
 from converter.errors import OutputExists, SamePlace
 
 _OURS = (PROVENANCE, "config.json", "cfg.json", WEIGHTS, f"{WEIGHTS}.index.json")

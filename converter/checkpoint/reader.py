@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from converter.dtypes import CODES, NAMES, code_named, code_of, nbytes
-from converter.errors import CannotDoHere, CorruptFile, PickleRefused, TensorMismatch
+from converter.errors import CorruptFile, TensorMismatch
 
 if TYPE_CHECKING:
     import torch
@@ -41,12 +40,25 @@ class Stored:
         return nbytes(self.shape, self.code)
 
 
+Entry = tuple[str, ...]
+"""The keys that lead to something in nested dicts and lists."""
+
+
 class Reader(ABC):
     """The tensors of one weight file."""
 
     tensors: dict[str, Stored]
     other: dict[str, str]
-    """Tensors whose dtype is no float: name -> dtype. Only known buffers may be."""
+    """Tensors that are no plain floats: name -> dtype, or what else they are. Only known buffers
+    may be."""
+    aliases: Mapping[str, str] = {}
+    """Names that the file lacks -> the tensor that it says they are another name of."""
+    entries: Mapping[str, Entry] = {}
+    """For a bundle: by tensor, the entry that holds it."""
+    configs: Sequence[tuple[Entry, dict[str, Any]]] = ()
+    """For a bundle: what looks like a model's config, and where."""
+    beside: tuple[str, ...] = ()
+    """For a bundle: its keys."""
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
@@ -68,7 +80,8 @@ class SafetensorsReader(Reader):
         """Each tensor's offset from the beginning of the file, and its bytes."""
         try:
             with safe_open(path, framework="numpy") as file:
-                self.metadata: dict[str, str] = file.metadata() or {}
+                # safetensors.torch.save_model notes the names of shared tensors that it drops.
+                self.aliases: dict[str, str] = file.metadata() or {}
                 offset = 8 + int.from_bytes(_head(path, 8), "little")
                 # The library has checked that tensors follow one another without a gap.
                 for name in file.offset_keys():
@@ -144,7 +157,9 @@ class TorchReader(Reader):
         self._state: dict[str, torch.Tensor] = {}
         codes = {getattr(torch, name): code for code, name in NAMES.items()}
         for name, tensor in state.items():
-            if code := codes.get(tensor.dtype):
+            if odd := _odd(tensor):
+                self.other[name] = odd
+            elif code := codes.get(tensor.dtype):
                 self.tensors[name] = Stored(name, code, tuple(tensor.shape), place)
                 self._state[name] = tensor
             else:
@@ -156,13 +171,26 @@ class TorchReader(Reader):
         return array
 
 
+def _odd(tensor: torch.Tensor) -> str | None:
+    """What a tensor is that has no plain bytes of its own."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.device.type == "meta":
+        return "meta"
+    kind = str(tensor.layout).removeprefix("torch.")
+    return None if kind == "strided" else kind
+
+
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's bits as an array, without a copy where it is on the CPU and contiguous."""
     import torch
 
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     dtype = CODES[code_named(str(tensor.dtype).removeprefix("torch."))]
-    return cast(np.ndarray, tensor.detach().cpu().contiguous().view(integers).numpy().view(dtype))
+    return cast(
+        np.ndarray,
+        tensor.detach().cpu().resolve_neg().contiguous().view(integers).numpy().view(dtype),
+    )
 
 
 def as_torch(array: np.ndarray) -> torch.Tensor:
@@ -172,102 +200,6 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
     integers = np.dtype(f"i{array.dtype.itemsize}")
     own = np.array(array, order="C", copy=True).view(integers)
     return torch.from_numpy(own).view(getattr(torch, NAMES[code_of(array)]))
-
-
-class PickleReader(TorchReader):
-    """A state dict that torch saved, always loaded with `weights_only=True`.
-
-    `extra` is what was saved beside the state dict: the cfg dict of a (cfg, state dict) pair.
-
-    Raises:
-        PickleRefused: the file holds more than tensors and plain values.
-        CorruptFile: not a torch file, or a hostile archive.
-        CannotDoHere: this torch has known holes in weights_only loading.
-    """
-
-    def __init__(self, path: Path) -> None:
-        import torch
-
-        version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-        if version < (2, 10):
-            # CVE-2025-32434 (fixed in 2.6) and CVE-2026-24747 (fixed in 2.10) run code all the same.
-            raise CannotDoHere(
-                f"torch {torch.__version__} cannot read pickle files safely (CVE-2026-24747).",
-                where=str(path),
-                do="Install torch 2.10 or later, or save the checkpoint as safetensors.",
-            )
-        _refuse_bombs(path)
-        try:
-            with torch.serialization.safe_globals(_numpy_scalars()):
-                content = torch.load(
-                    path, map_location="cpu", weights_only=True, mmap=_is_zip(path)
-                )
-        except Exception as error:  # torch raises many kinds; each is this file's fault
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            kind = PickleRefused if "weights_only" in str(error).lower() else CorruptFile
-            raise kind(
-                f"torch.load(weights_only=True) refuses the file: {first_line}",
-                where=str(path),
-                do="Save a plain state dict: torch.save(model.state_dict(), ...), with cfg.to_dict() beside it.",
-            ) from error
-        self.extra, state_dict = _split_pair(content, path)
-        super().__init__(state_dict, path)
-
-
-def _numpy_scalars() -> list[Any]:
-    """What rebuilds a NumPy number: TransformerLens leaves some in `cfg.to_dict()`."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    old_and_new = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-    return [*old_and_new, np.dtype, *kinds]
-
-
-def _is_zip(path: Path) -> bool:
-    return zipfile.is_zipfile(path)
-
-
-def _refuse_bombs(path: Path) -> None:
-    """torch stores entries uncompressed; anything else expands to who knows what."""
-    if not _is_zip(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile:
-        entries = []
-    total = sum(entry.file_size for entry in entries)
-    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or total > path.stat().st_size:
-        raise CorruptFile(
-            "The archive's entries are compressed or overlap, which torch.save never does.",
-            where=str(path),
-            do="Do not open this file; get the checkpoint from a source you trust.",
-        )
-
-
-def _split_pair(content: Any, path: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """A state dict, or a pair (or dict) of a cfg dict and a state dict, in any order."""
-    import torch
-
-    def is_state(value: Any) -> bool:
-        return (
-            isinstance(value, dict)
-            and bool(value)
-            and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
-        )
-
-    if is_state(content):
-        return None, content
-    parts = list(content.values()) if isinstance(content, dict) else content
-    if isinstance(parts, (list, tuple)) and len(parts) == 2:
-        states = [part for part in parts if is_state(part)]
-        others = [part for part in parts if isinstance(part, dict) and not is_state(part)]
-        if len(states) == 1 and len(others) == 1:
-            return plain(others[0]), states[0]
-    raise CorruptFile(
-        "The file holds neither a state dict nor a pair of a cfg dict and a state dict.",
-        where=str(path),
-        do="Save torch.save((model.cfg.to_dict(), model.state_dict()), path).",
-    )
 
 
 def plain(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from converter.checkpoint.files import Json
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
-from converter.checkpoint.source import Json
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 

@@ -48,6 +48,12 @@ KEPT = (
 next cfg.json. What else a cfg said (of a machine, of another version, of a run) stays in provenance."""
 
 
+def of_bridge(config: Mapping[str, Any]) -> bool:
+    """Whether it is a TransformerBridge's own cfg, which says scaled, global attention of any
+    GPT-Neo. HookedTransformerConfig has no field `architecture`."""
+    return "architecture" in config
+
+
 def from_tl(
     config: Mapping[str, Any], where: str = "cfg.json", notes: list[str] | None = None
 ) -> NeoConfig:

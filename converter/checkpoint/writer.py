@@ -16,8 +16,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from converter.checkpoint.files import WEIGHTS
 from converter.checkpoint.plan import Plan, Planned
-from converter.checkpoint.source import WEIGHTS
 from converter.dtypes import chunks
 
 ALIGNMENT = 8

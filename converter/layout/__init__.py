@@ -1,9 +1,20 @@
 """Names and shapes of GPT-Neo's weights in each layout."""
 
-from converter.layout.ops import Op, Rearrange, Sizes
-from converter.layout.table import LAYOUTS, TABLE, Layout, Row, Slot, Unit, buffers, expand
+from converter.layout.ops import Op, Rearrange, Sizes, axes
+from converter.layout.table import (
+    BUFFERS,
+    LAYOUTS,
+    TABLE,
+    Layout,
+    Row,
+    Slot,
+    Unit,
+    buffers,
+    expand,
+)
 
 __all__ = [
+    "BUFFERS",
     "LAYOUTS",
     "TABLE",
     "Layout",
@@ -13,6 +24,7 @@ __all__ = [
     "Sizes",
     "Slot",
     "Unit",
+    "axes",
     "buffers",
     "expand",
 ]

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.files import Json
 from converter.checkpoint.reader import SafetensorsReader
-from converter.checkpoint.source import Json
 from converter.errors import OutputExists, UsageError
 from converter.onnx import weights as placing
 from converter.onnx.builder import OPSET

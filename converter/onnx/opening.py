@@ -13,9 +13,10 @@ import onnx
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.config import checked, integer
+from converter.checkpoint.files import Json, read_json
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.reader import Reader, Stored, read_at
-from converter.checkpoint.source import PROVENANCE, Json, Source, read_json
+from converter.checkpoint.source import PROVENANCE, Source
 from converter.checkpoint.tl_config import from_tl
 from converter.dtypes import CODES
 from converter.errors import ConfigError
@@ -141,7 +142,7 @@ def open_graph(
         # The graph may see the same bytes in another shape: heads and their width as one axis.
         if tensor and math.prod(tensor.shape) == math.prod(slot.shape):
             stored[key] = reader.tensors[tensor.name] = replace(tensor, shape=slot.shape)
-    return Checkpoint(source, layout, config, slots, stored, (), graph=path)
+    return Checkpoint(source, layout, config, slots, stored, {}, graph=path)
 
 
 def metadata(config: NeoConfig, made: Json) -> dict[str, str]:

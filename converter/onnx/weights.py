@@ -163,7 +163,7 @@ def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
         if stored := checkpoint.stored.get(key):
             file, (offset, _) = stored.file, offsets[stored.file][stored.name]
             places[key] = Place(
-                key, stored.name, stored.code, stored.shape, slot, file.name, offset
+                key, str(slot.name), stored.code, stored.shape, slot, file.name, offset
             )
     return places
 
@@ -175,10 +175,9 @@ def _own(checkpoint: Checkpoint) -> Iterator[Place]:
     for key, slot in slots.items():
         stored = checkpoint.stored.get(key)
         if stored and not (key == HEAD and checkpoint.tied):
-            name = str(slot.name) if checkpoint.layout == "hooked" else stored.name
             turned = multiplies(key)
             shape = slot.shape[::-1] if turned else slot.shape
-            yield Place(key, name, stored.code, shape, slot, turned=turned)
+            yield Place(key, str(slot.name), stored.code, shape, slot, turned=turned)
 
 
 def multiplies(key: str) -> bool:

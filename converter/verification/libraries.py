@@ -70,7 +70,7 @@ def hf_model(
 
     kind: Any = AutoModelForCausalLM
     place: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.source.path}
-    if not (checkpoint.source.is_directory and checkpoint.source.hf_config):
+    if not (checkpoint.as_saved and checkpoint.source.hf_config):
         kind, state = GPTNeoForCausalLM, state_dict(checkpoint) if state is None else state
         place = {"pretrained_model_name_or_path": None, "state_dict": state}
         place["config"] = hf_config(checkpoint)
@@ -86,6 +86,7 @@ def hf_model(
     tied = {"lm_head.weight"} if checkpoint.headless else set()
     ignored = set(checkpoint.dropped)
     ignored |= {n.removeprefix("transformer.") for n in checkpoint.dropped}
+    ignored |= {f"transformer.{n}" for n in checkpoint.dropped}
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     _refuse(missing - tied, unexpected - ignored, "transformers", checkpoint)
     model.config.return_dict = True  # else the logits come in a tuple
@@ -182,7 +183,7 @@ def bridge_model(
 
         named: dict[str, Any] = {"device": str(device), "dtype": dtype}
         named["tokenizer"] = tokenizer or _placeholder_tokenizer()
-        if checkpoint.source.is_directory and checkpoint.source.hf_config:
+        if checkpoint.as_saved and checkpoint.source.hf_config:
             place = str(checkpoint.source.path)
             # Without weights, a bridge's dtype is that of config.json, whatever dtype= says.
             overrides = {"dtype": dtype, "torch_dtype": dtype}
@@ -236,8 +237,10 @@ def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     files = dict.fromkeys(stored.file for stored in checkpoint.stored.values())
     if all(file.suffix == ".safetensors" for file in files) and not checkpoint.source.live:
-        names = {stored.name for stored in checkpoint.stored.values()} | {*checkpoint.dropped}
-        return {k: t for file in files for k, t in load_file(file).items() if k in names}
+        loaded = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        named = {str(checkpoint.slots[k].name): s.name for k, s in checkpoint.stored.items()}
+        named |= {name: name for name in checkpoint.buffers if name in loaded}
+        return {name: loaded[own] for name, own in named.items()}
     return dict(_own(checkpoint)) | dict(_buffers(checkpoint))
 
 
@@ -251,7 +254,7 @@ def _own(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
 
 def _buffers(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     for reader in checkpoint.source.readers:
-        for name in set(reader.tensors) & set(checkpoint.dropped):
+        for name in set(reader.tensors) & set(checkpoint.buffers):
             yield name, as_torch(reader.read(name))
 
 

@@ -1,0 +1,185 @@
+"""The weight files of a checkpoint: one, or shards with their index, each checked before it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from converter.checkpoint.foreign_files import nothing_here, pointer, refuse_foreign
+from converter.checkpoint.reader import Reader, SafetensorsReader
+from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused
+
+Json = dict[str, Any]
+
+WEIGHTS = "model.safetensors"
+PICKLE_WEIGHTS = "pytorch_model.bin"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_INDEX = ".index.json"
+_SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
+_MAX_JSON_BYTES = 64 * 2**20
+
+
+@dataclass
+class Files:
+    """A checkpoint's weight files."""
+
+    weights: list[Path] = field(default_factory=list)
+    promised: dict[str, Path] = field(default_factory=dict)
+    """For shards: tensor name -> the file that the index says holds it."""
+    notes: list[str] = field(default_factory=list)
+
+    def open(self, *, allow_pickle: bool) -> tuple[Reader, ...]:
+        """Readers of all files, headers read and checked against the index."""
+        readers = tuple(_open(file, allow_pickle) for file in self.weights)
+        self._check(readers)
+        return readers
+
+    def _check(self, readers: tuple[Reader, ...]) -> None:
+        seen: dict[str, Path] = {}
+        for file, reader in zip(self.weights, readers, strict=True):
+            for name in (*reader.tensors, *reader.other):
+                if name in seen:
+                    raise CorruptFile(
+                        f"Tensor {name} is in two shards.",
+                        where=f"{seen[name]} and {file}",
+                        do="Remove the stale shards, or download the checkpoint again.",
+                    )
+                seen[name] = file
+        for name, file in self.promised.items():
+            if seen.get(name) != file:
+                raise CorruptFile(
+                    f"The index says that {file.name} holds {name}; it does not.",
+                    where=str(file.parent),
+                    do="Index and shards are of different checkpoints; download both again.",
+                )
+
+
+def holds_weights(directory: Path) -> bool:
+    """Whether a directory has a file of weights under the name that transformers looks for, or an
+    index of several."""
+    names = [f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", _INDEX)]
+    return any((directory / name).is_file() for name in names)
+
+
+def weight_files(directory: Path) -> Files:
+    """A directory's weights, safetensors before pickle, one file before shards.
+
+    Raises:
+        SourceNotFound: there are none; the message names what is there instead.
+        MissingShard, CorruptFile: the index or the shards are unsound.
+    """
+    for name in (WEIGHTS, PICKLE_WEIGHTS):
+        if (directory / name).is_file():
+            return Files([directory / name])
+        index = directory / f"{name}{_INDEX}"
+        if index.is_file():
+            return _shards(index)
+    if files := _without_index(directory):
+        return files
+    raise nothing_here(directory)
+
+
+def _shards(index: Path) -> Files:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptFile("The index has no weight_map.", where=str(index), do="Download it again.")
+    promised: dict[str, Path] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _plain_file_name(name):
+            raise CorruptFile(
+                f"The index names {name!r} as a shard, which is not a plain weight file's name.",
+                where=f"{index}: {tensor}",
+                do="Do not use this checkpoint; its index tries to leave the directory.",
+            )
+        promised[tensor] = index.parent / name
+    for shard in dict.fromkeys(promised.values()):
+        if not shard.is_file():
+            raise MissingShard(
+                f"The index names {shard.name}, which is not there.",
+                where=str(index),
+                do="Download the missing shard.",
+            )
+    return Files(list(dict.fromkeys(promised.values())), promised)
+
+
+def _without_index(directory: Path) -> Files | None:
+    """Shards whose index is lost: their names say how many there are."""
+    found = sorted(path for path in directory.iterdir() if _SHARD.fullmatch(path.name))
+    for kind in ("safetensors", "bin"):
+        shards = [path for path in found if path.name.endswith(kind)]
+        if not shards:
+            continue
+        stem, total = shards[0].stem.split("-of-")
+        stem = stem.rpartition("-")[0]
+        wanted = {f"{stem}-{i + 1:05}-of-{total}.{kind}" for i in range(int(total))}
+        missing = sorted(wanted ^ {path.name for path in shards})
+        if missing:
+            raise MissingShard(
+                f"These shards have no index, and are not all of one set: {', '.join(missing[:4])}.",
+                where=str(directory),
+                do=f"Download the missing shards and the index, {stem}.{kind}{_INDEX}.",
+            )
+        note = (
+            f"the shards' index, {stem}.{kind}{_INDEX}, is lost: all {len(shards)} shards were read"
+        )
+        return Files(shards, notes=[note])
+    return None
+
+
+def _plain_file_name(name: str) -> bool:
+    safe = name not in ("", ".", "..") and not set(name) & {"\0", "/", "\\", ":"}
+    return (
+        safe
+        and PurePosixPath(name).name == PureWindowsPath(name).name == name
+        and name.endswith((".safetensors", ".bin"))
+    )
+
+
+def _open(path: Path, allow_pickle: bool) -> Reader:
+    refuse_foreign(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsReader(path)
+    if path.suffix in PICKLES:
+        if not allow_pickle:
+            raise PickleRefused(
+                "This is a pickle file, which can run code when it is opened.",
+                where=str(path),
+                do="If you trust where it came from, add --allow-pickle (read with weights_only=True).",
+            )
+        from converter.checkpoint.pickles import PickleReader
+
+        return PickleReader(path)
+    raise CorruptFile(
+        f"{path.suffix or 'No suffix'!r}: this is not a weight file that neoconvert reads.",
+        where=str(path),
+        do="Give the checkpoint that the graph was exported from; `verify` and `inspect` read graphs."
+        if path.suffix == ".onnx"
+        else f"Give a .safetensors file, or {', '.join(PICKLES)} with --allow-pickle.",
+    )
+
+
+def read_json(path: Path) -> Json:
+    """A JSON object from a file. ConfigError if it is none, CorruptFile if it is too large."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CorruptFile("The JSON file is over 64 MiB.", where=str(path), do="Do not use it.")
+        text = path.read_text(encoding="utf-8")
+        if error := pointer(path, text):
+            raise error
+        value = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"The file cannot be read as JSON: {error}.",
+            where=str(path),
+            do="Download or write it again.",
+        ) from error
+    if not isinstance(value, dict):
+        raise ConfigError("The file holds no JSON object.", where=str(path), do="Write it again.")
+    return value
+
+
+def optional_json(path: Path) -> Json | None:
+    return read_json(path) if path.is_file() else None

@@ -1,0 +1,162 @@
+"""Naming what a set of tensors is that is no GPT-Neo, or not yet one, and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converter.errors import BadInput, NotRepresentable, TensorMismatch, UnknownTensor
+
+_ALONE = "neoconvert converts GPT-Neo alone; open this model with the library that saved it."
+_OTHERS: dict[str, str] = {
+    r"\.attn\.c_attn\.weight$": "GPT-2 (attn.c_attn)",
+    r"\.mlp\.fc_in\.weight$": "GPT-J (mlp.fc_in)",
+    r"\bgpt_neox\.|\.attention\.query_key_value\.": "GPT-NeoX (attention.query_key_value)",
+    r"\.self_attention\.query_key_value\.": "BLOOM or Falcon (self_attention.query_key_value)",
+    r"\bdecoder\.layers\.\d+\.self_attn\.": "OPT (decoder.layers)",
+    r"\.self_attn\.q_proj\.": "LLaMA or one of its kind (self_attn.q_proj)",
+    r"\bencoder\.layer\.\d+\.attention\.": "BERT or one of its kind (encoder.layer)",
+}
+"""Names that GPT-Neo does not have -> whose they are."""
+_QUANTISED = re.compile(
+    r"\.(SCB|qweight|qzeros|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map"
+    r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*)|weight_format)$"
+)
+_INTEGERS = re.compile(r"(torch\.)?q?u?int8|[IU]8|F8_\w+|(torch\.)?float8_\w+|[IU]32|torch\.int32")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What is known of a file's tensors before a layout is made of them."""
+
+    names: Collection[str]
+    """Of all tensors."""
+    sizes: Mapping[str, int]
+    """Elements of each that has the name of a GPT-Neo weight."""
+    odd: Mapping[str, str]
+    """By name, the dtype of those with such a name that are no floats."""
+    config: Mapping[str, Any]
+    """config.json, or nothing."""
+    where: str
+
+    def first(self, pattern: str | re.Pattern[str]) -> str | None:
+        """The first name in which the pattern is found."""
+        return next((name for name in self.names if re.search(pattern, name)), None)
+
+
+def refuse_foreign(tensors: Tensors) -> None:
+    """
+    Raises:
+        BadInput: the tensors are another model's, or a GPT-Neo's in a form that must first be
+            brought back to plain weights. The message says which, and how.
+    """
+    for check in (_other_model, _rotary, _quantised, _unmerged, _pruned, _flat, _empty):
+        if error := check(tensors):
+            raise error
+
+
+def _other_model(tensors: Tensors) -> BadInput | None:
+    for pattern, whose in _OTHERS.items():
+        if name := tensors.first(pattern):
+            return NotRepresentable(
+                f"The tensors have the names of {whose}, not of GPT-Neo.",
+                where=f"{tensors.where}: {name}",
+                do=_ALONE,
+            )
+    return None
+
+
+def _rotary(tensors: Tensors) -> BadInput | None:
+    said = {k: v for k, v in tensors.config.items() if k in ("rotary", "rotary_dim") and v}
+    lacking = not tensors.first(r"\b(wpe|ln_2)\b") and tensors.first(r"\bwte\b")
+    if not said and not (lacking and tensors.first(r"\bln_1\b")):
+        return None
+    fields = ", ".join(f"{k}={v}" for k, v in said.items()) or "no wpe and no ln_2"
+    return NotRepresentable(
+        f"This is GPT-J or one of its kind under GPT-Neo's model_type: rotary positions ({fields}),"
+        " where GPT-Neo has learned ones.",
+        where=tensors.where,
+        do=_ALONE,
+    )
+
+
+def _quantised(tensors: Tensors) -> BadInput | None:
+    said = tensors.config.get("quantization_config")
+    method = str(said.get("quant_method", "")) if isinstance(said, dict) else ""
+    shown = tensors.first(_QUANTISED)
+    integers = [name for name, dtype in tensors.odd.items() if _INTEGERS.fullmatch(dtype)]
+    integer = next((name for name in integers if name.endswith("weight")), None)
+    if shown or (integer and said):
+        name = integer or shown or ""
+        kind = f" by {method}" if method else ""
+        return NotRepresentable(
+            f"The weights are quantised{kind}; neoconvert converts plain floats.",
+            where=f"{tensors.where}: {name}"
+            + (f" ({tensors.odd[name]})" if name in tensors.odd else ""),
+            do="Give the checkpoint that it was quantised from; or, for bitsandbytes, AutoModelFor"
+            "CausalLM.from_pretrained(DIRECTORY).dequantize().save_pretrained(OUT), and convert OUT.",
+        )
+    if said:
+        return NotRepresentable(
+            "config.json has a quantization_config, and the weights are plain floats: transformers"
+            " would quantise them when it loads them.",
+            where=tensors.where,
+            do="If they are meant as they are, remove quantization_config from config.json.",
+        )
+    return None
+
+
+def _unmerged(tensors: Tensors) -> BadInput | None:
+    name = tensors.first(r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b|\.ia3_l\b")
+    if name is None:
+        return None
+    if not tensors.sizes or not tensors.first(r"(wte\.weight|lm_head\.weight)$"):
+        return UnknownTensor(
+            "The tensors are an adapter's (PEFT), without the model that it adapts.",
+            where=f"{tensors.where}: {name}",
+            do="Give the model, and the adapter's directory with it: neoconvert hf-to-tl BASE OUT --adapter DIR",
+        )
+    return UnknownTensor(
+        "The weights are those of a model with an adapter (PEFT) that is not merged into them.",
+        where=f"{tensors.where}: {name}",
+        do="Where it was trained, save model.merge_and_unload().save_pretrained(OUT), and convert OUT.",
+    )
+
+
+def _pruned(tensors: Tensors) -> BadInput | None:
+    name = tensors.first(r"\.(weight|bias)_(orig|mask)$|\.parametrizations\.")
+    if name is None:
+        return None
+    return UnknownTensor(
+        "Some weights are stored as what they are computed from (pruning or a parametrization).",
+        where=f"{tensors.where}: {name}",
+        do="Where it was made, make them plain before saving: torch.nn.utils.prune.remove(module,"
+        " 'weight') or torch.nn.utils.parametrize.remove_parametrizations(module, 'weight').",
+    )
+
+
+def _flat(tensors: Tensors) -> BadInput | None:
+    name = tensors.first(r"\b_?flat_param")
+    if name is None:
+        return None
+    return UnknownTensor(
+        "The tensors are FSDP's flat parameters: one process's part of the weights.",
+        where=f"{tensors.where}: {name}",
+        do="Save the whole: with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT):"
+        " torch.save(model.state_dict(), FILE).",
+    )
+
+
+def _empty(tensors: Tensors) -> BadInput | None:
+    empty = [name for name, size in tensors.sizes.items() if size == 0]
+    if not empty:
+        return None
+    return TensorMismatch(
+        f"{len(empty)} of {len(tensors.sizes)} weights are empty: placeholders that DeepSpeed ZeRO-3 saves"
+        " where the weights are not gathered.",
+        where=f"{tensors.where}: {empty[0]} has no elements",
+        do="Put them together from the training checkpoint (the folder with global_step…):"
+        " python -m deepspeed.utils.zero_to_fp32 FOLDER OUT, and convert OUT.",
+    )

@@ -1,0 +1,185 @@
+"""Reading what torch.save wrote: a state dict, or a bundle in which it is one entry among several."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import pathlib
+import re
+import types
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.checkpoint.reader import Entry, TorchReader, plain
+from converter.errors import CannotDoHere, CorruptFile, PickleRefused
+
+_DEPTH = 12
+_MAX_JSON = 2**20
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_PARALLEL = re.compile(r"ShardedTensor|DTensor|device_mesh", re.IGNORECASE)
+_MODEL = re.compile(
+    r"modeling_|HookedTransformer$|TransformerBridge$|DataParallel$|\.nn\.modules\."
+)
+
+
+class PickleReader(TorchReader):
+    """A file of torch.save, always loaded with `weights_only=True`.
+
+    Tensors of nested dicts and lists are named by their path: `state_dict.model.wte.weight`.
+
+    Raises:
+        PickleRefused: the file holds more than tensors and plain values.
+        CorruptFile: not a torch file, or a hostile archive.
+        CannotDoHere: this torch has known holes in weights_only loading.
+    """
+
+    def __init__(self, path: Path) -> None:
+        content = _load(path)
+        self.entries, self.configs = {}, []
+        tensors: dict[str, Any] = {}
+        for entry, value in _walk(content, ()):
+            name = ".".join(entry)
+            if isinstance(value, Mapping):
+                self.configs.append((entry, plain(dict(value))))
+            elif name in tensors:
+                raise CorruptFile(
+                    f"Two tensors in the file come to the same name, {name}.",
+                    where=str(path),
+                    do="Save the state dict alone: torch.save(model.state_dict(), FILE).",
+                )
+            else:
+                tensors[name], self.entries[name] = value, entry[:-1]
+        self.beside = tuple(str(key) for key, _ in _items(content))
+        super().__init__(tensors, path)
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        # CVE-2025-32434 (fixed in 2.6) and CVE-2026-24747 (fixed in 2.10) run code all the same.
+        raise CannotDoHere(
+            f"torch {torch.__version__} cannot read pickle files safely (CVE-2026-24747).",
+            where=str(path),
+            do="Install torch 2.10 or later, or save the checkpoint as safetensors.",
+        )
+    _refuse_bombs(path)
+    try:
+        with torch.serialization.safe_globals(_inert()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except Exception as error:  # torch raises many kinds; each is this file's fault
+        raise _refusal(path, str(error)) from error
+
+
+def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
+    """Our own words for why torch does not load a file: torch's advice is to drop weights_only."""
+    alone = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)."
+    if found := _GLOBAL.search(said):
+        what = found[1]
+        holds = (
+            f"The pickle holds {what}, and only tensors and plain values are read (weights_only)."
+        )
+        if _PARALLEL.search(what):
+            holds = f"The pickle holds {what}: one process's part of the weights."
+            alone = "Where it was made, gather them first: get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
+        elif _MODEL.search(what):
+            holds = f"The file is a whole pickled model ({what}), which runs code when it is opened (weights_only refuses it)."
+        elif what.endswith("Config"):
+            alone = f"Where it was made, save {what.rpartition('.')[2]}.to_dict() in its place: plain values are read."
+        return PickleRefused(holds, where=str(path), do=alone)
+    if "TorchScript" in said:
+        what, do = "The file is a TorchScript program, not a state dict", alone
+    elif "weights_only" in said.lower():
+        return PickleRefused(
+            "The pickle holds more than tensors and plain values (weights_only refuses it).",
+            where=str(path),
+            do=alone,
+        )
+    else:
+        what, do = "The file is not one that torch.save wrote, or is damaged", "Download or save it again."  # fmt: skip
+    return CorruptFile(f"{what}.", where=str(path), do=do)
+
+
+def _inert() -> list[Any]:
+    """What torch refuses by default but runs no code: holders of plain values, as training loops and
+    `cfg.to_dict()` leave them."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    old_and_new = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    holders = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, dict, list]
+    paths = [
+        (pathlib.PurePosixPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath")
+    ]
+    return [*old_and_new, np.dtype, *kinds, *holders, *paths]
+
+
+def _is_zip(path: Path) -> bool:
+    return zipfile.is_zipfile(path)
+
+
+def _refuse_bombs(path: Path) -> None:
+    """torch stores entries uncompressed; anything else expands to who knows what."""
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile:
+        entries = []
+    total = sum(entry.file_size for entry in entries)
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or total > path.stat().st_size:
+        raise CorruptFile(
+            "The archive's entries are compressed or overlap, which torch.save never does.",
+            where=str(path),
+            do="Do not open this file; get the checkpoint from a source you trust.",
+        )
+
+
+def _walk(value: Any, entry: Entry, above: tuple[int, ...] = ()) -> Iterator[tuple[Entry, Any]]:
+    """Every tensor, and every dict that looks like a model's config, with the keys that lead there."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield entry, value
+        return
+    if isinstance(value, str) and value.lstrip().startswith("{") and len(value) < _MAX_JSON:
+        value = _parsed(value)
+    if id(value) in above or len(entry) > _DEPTH:
+        return
+    items = _items(value)
+    if _is_config(dict(items)):
+        yield entry, dict(items)
+    for key, child in items:
+        yield from _walk(child, (*entry, str(key)), (*above, id(value)))
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
+        return list(vars(value).items())
+    return list(enumerate(value)) if isinstance(value, (list, tuple)) else []
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_config(value: dict[Any, Any]) -> bool:
+    """HF's, or TransformerLens's."""
+    return (
+        isinstance(value.get("model_type"), str)
+        or {"hidden_size", "num_layers", "num_heads"} <= set(value)
+        or {"n_layers", "d_model", "n_ctx", "d_head"} <= set(value)
+    )

@@ -1,0 +1,252 @@
+"""Finding a GPT-Neo among the tensors of a file, whatever wraps it: never guessing between two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from converter.checkpoint.foreign_weights import Tensors, refuse_foreign
+from converter.checkpoint.hf_config import from_hf
+from converter.checkpoint.names import Read, Reading, read_names
+from converter.checkpoint.reader import Entry, Reader, Stored
+from converter.checkpoint.source import Source
+from converter.dtypes import same_bits
+from converter.errors import MissingTensor, UnknownTensor
+from converter.layout import Layout
+
+HEADS = {
+    "score": "the head of a sequence classifier",
+    "classifier": "the head of a token classifier",
+    "qa_outputs": "the head of a question answerer",
+    "v_head": "a value head",
+    "value_head": "a value head",
+}
+"""Modules beside the trunk that are no part of the language model, and what they are."""
+OUTSIDE = "outside the model that was found"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The tensors of one GPT-Neo, by their names in its layout."""
+
+    layout: Layout
+    found: dict[str, Stored]
+    other: dict[str, str]
+    """Those that are no plain floats: their dtype."""
+    entry: Entry = ()
+    """In a bundle: the keys that lead to the weights."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Tensors beside them, by their name in the file, each with the reason."""
+    notes: list[str] = field(default_factory=list)
+
+
+def recognise(source: Source) -> Recognised:
+    """
+    Raises:
+        MissingTensor: there is no GPT-Neo.
+        NotRepresentable, UnknownTensor, TensorMismatch: there is something else, which is named;
+            or more than one GPT-Neo.
+    """
+    tensors = {name: (r, stored) for r in source.readers for name, stored in r.tensors.items()}
+    for reader in source.readers:
+        for alias, kept in reader.aliases.items():
+            if kept in tensors and alias not in tensors:
+                tensors[alias] = tensors[kept]
+    odd = {name: dtype for reader in source.readers for name, dtype in reader.other.items()}
+    names = [*tensors, *odd]
+    readings = read_names(names)
+    known = {read.name for r in readings[:1] for reads in r.reads.values() for read in reads}
+    hooked = bool(readings) and readings[0].layout == "hooked"
+    refuse_foreign(
+        Tensors(
+            names,
+            sizes={n: math.prod(s.shape) for n, (_, s) in tensors.items() if n in known},
+            odd={n: dtype for n, dtype in odd.items() if n in known},
+            config={} if hooked else source.hf_config or {},
+            where=str(source.path),
+        )
+    )
+    if not readings:
+        raise _nothing(names, source)
+    entries = {n: entry for r in source.readers for n, entry in r.entries.items()}
+    reading = readings[0]
+    _refuse_second_layout(readings, entries, source)
+    for reads in reading.reads.values():
+        _require_one(reads, tensors, entries, source)
+    entry = _entry(known, reading.root, entries)
+    return Recognised(
+        layout=reading.layout,
+        found={w: tensors[reads[0].name][1] for w, reads in reading.reads.items() if reads[0].name in tensors},
+        other={w: odd[reads[0].name] for w, reads in reading.reads.items() if reads[0].name in odd},
+        entry=entry,
+        dropped=_beside(reading, entry, entries, source),
+        notes=_notes(reading, entry, source.readers),
+    )  # fmt: skip
+
+
+def _nothing(names: list[str], source: Source) -> MissingTensor:
+    if source.hf_config is not None:
+        from_hf(source.hf_config, str(source.config_path))  # names a wrong model type
+    return MissingTensor(
+        "No GPT-Neo embedding is among the tensors (transformer.wte.weight, embed.W_E or embed.weight).",
+        where=f"{source.path}: {', '.join(sorted(names)[:3]) or 'no tensors'}",
+        do="Give a GPT-Neo checkpoint in the Hugging Face, HookedTransformer or TransformerBridge layout.",
+    )
+
+
+def _refuse_second_layout(
+    readings: list[Reading], entries: dict[str, Entry], source: Source
+) -> None:
+    """Two models in different layouts: names of the one are not the other's."""
+    first = {read.name: read for reads in readings[0].reads.values() for read in reads}
+    for other in readings[1:]:
+        for reads in other.reads.values():
+            if any(read.name in first for read in reads):
+                break
+        else:
+            ours, theirs = next(iter(first.values())), next(iter(other.reads.values()))[0]
+            raise _two_models(ours, theirs, entries, source)
+
+
+def _require_one(
+    reads: list[Read],
+    tensors: dict[str, tuple[Reader, Stored]],
+    entries: dict[str, Entry],
+    source: Source,
+) -> None:
+    """What has one weight's name twice must be the same tensor twice, bit for bit."""
+    if len(reads) == 1:
+        return
+    first, *others = (tensors.get(read.name) for read in reads)
+    for read, other in zip(reads[1:], others, strict=True):
+        if first is None or other is None or not _same(first, other):
+            raise _two_models(reads[0], read, entries, source)
+
+
+def _same(a: tuple[Reader, Stored], b: tuple[Reader, Stored]) -> bool:
+    (reader_a, one), (reader_b, two) = a, b
+    if (one.shape, one.code) != (two.shape, two.code):
+        return False
+    if one.file.is_file() and one.nbytes > one.file.stat().st_size:  # expanded: not to be filled in
+        return False
+    return same_bits(reader_a.read(one.name), reader_b.read(two.name))
+
+
+def _two_models(one: Read, two: Read, entries: dict[str, Entry], source: Source) -> UnknownTensor:
+    file = next(r for r in source.readers if one.name in {**r.tensors, **r.other, **r.aliases})
+    path = next((s.file for s in file.tensors.values()), source.path)
+    ours, theirs = (_place(read, entries) for read in (one, two))
+    if path.suffix == ".safetensors":
+        prefix = ".".join((*(two.prefix if not one.prefix else one.prefix), ""))
+        keep = f"k.startswith({prefix!r})" if one.prefix else f"not k.startswith({prefix!r})"
+        how = (
+            "from safetensors.torch import load_file, save_file; save_file({k: v for k, v in"
+            f" load_file({str(path)!r}).items() if {keep}}}, 'one.safetensors')"
+        )
+    else:
+        entry = entries.get(one.name, ())
+        inside = ".".join(one.prefix).removeprefix(".".join(entry)).lstrip(".")
+        keep = "" if not inside else f" if k.startswith('{inside}.')"
+        how = (
+            f"torch.save({{k: v for k, v in torch.load({str(path)!r}){_keys(entry)}.items(){keep}}},"
+            " 'one.pt')"
+        )
+    return UnknownTensor(
+        f"Two models are here, {ours} and {theirs}; which is meant cannot be told.",
+        where=f"{path}: {one.name} and {two.name}",
+        do=f"Save the one you mean alone, and give it with --cfg config.json: {how}",
+    )
+
+
+def _place(read: Read, entries: dict[str, Entry]) -> str:
+    """Where a reading is, for people: "['ema'] (model.)" or "'policy.'"."""
+    entry = _clipped(entries.get(read.name, ()), read.prefix)
+    rest = ".".join((*read.prefix[len(_segments(entry)) :], ""))
+    if entry:
+        return _keys(entry) + (f" ({rest})" if rest else "")
+    return repr(rest) if rest else "the one without a prefix"
+
+
+def _keys(entry: Entry) -> str:
+    return "".join(f"[{key}]" if key.isdecimal() else f"[{key!r}]" for key in entry)
+
+
+def _segments(entry: Entry) -> list[str]:
+    return ".".join(entry).split(".") if entry else []
+
+
+def _clipped(entry: Entry, prefix: tuple[str, ...]) -> Entry:
+    """As much of an entry's keys as is no part of the model's own names."""
+    while entry and len(_segments(entry)) > len(prefix):
+        entry = entry[:-1]
+    return entry
+
+
+def _entry(names: Iterable[str], root: tuple[str, ...], entries: dict[str, Entry]) -> Entry:
+    """The innermost entry of a bundle that holds all of the weights."""
+    found = [entries.get(name, ()) for name in names]
+    entry = min(found, key=len)
+    while any(other[: len(entry)] != entry for other in found):
+        entry = entry[:-1]
+    return _clipped(entry, root)
+
+
+def _beside(
+    reading: Reading, entry: Entry, entries: dict[str, Entry], source: Source
+) -> dict[str, str]:
+    """What else the file holds, and why it is no part of the model.
+
+    Raises:
+        UnknownTensor: it is part of it, and GPT-Neo has no place for it.
+    """
+    dropped, unknown = {}, []
+    root = reading.root
+    for name in reading.left:
+        segments = tuple(name.split("."))
+        if entries.get(name, ())[: len(entry)] != entry:
+            continue  # another entry of the bundle: its optimizer, say
+        if segments[: len(root)] != root:
+            dropped[name] = OUTSIDE
+        elif len(segments) > len(root) + 1 and segments[len(root)] in HEADS:
+            dropped[name] = HEADS[segments[len(root)]]
+        else:
+            unknown.append(name)
+    if unknown:
+        shape = next((r.tensors[unknown[0]].shape for r in source.readers if unknown[0] in r.tensors), None)  # fmt: skip
+        dtype = next((r.other[unknown[0]] for r in source.readers if unknown[0] in r.other), None)
+        raise UnknownTensor(
+            f"{len(unknown)} tensor(s) have no place in a GPT-Neo model: {', '.join(unknown[:4])}.",
+            where=f"{source.path}: {unknown[0]} {dtype if shape is None else list(shape)}",
+            do="Remove them from the checkpoint, or convert the model they belong to.",
+        )
+    return dropped
+
+
+def _notes(reading: Reading, entry: Entry, readers: tuple[Reader, ...]) -> list[str]:
+    notes = []
+    beside = [key for reader in readers for key in reader.beside if (key,) != entry[:1]]
+    configs = {config[0] for reader in readers for config, _ in reader.configs if config}
+    if entry and set(beside) - configs:
+        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
+        notes.append(
+            f"the weights are {_keys(entry)} in the file, beside {', '.join(beside[:5])}{more}"
+        )
+    elif entry and not beside:
+        notes.append(f"the weights are {_keys(entry)} in the file")
+    own = len(_segments(entry))
+    all_reads = [read for reads in reading.reads.values() for read in reads]
+    prefixes = {".".join((*read.prefix[own:], "")) for read in all_reads} - {""}
+    parts = [f"without {', '.join(sorted(prefixes))} in front"] if prefixes else []
+    parts += [f"without {', '.join(reading.inside)} in between"] if reading.inside else []
+    if parts:
+        notes.append(f"the names are read {' and '.join(parts)}")
+    if reading.layout == "bridge" and any("wte" in read.name.split(".") for read in all_reads):
+        notes.append(
+            "the names are HF's, with what TransformerBridge adds to a model"
+            " (bridge.original_model.state_dict()): read as the bridge's"
+        )
+    twice = sum(len(reads) > 1 for reads in reading.reads.values())
+    if twice:
+        notes.append(f"{twice} tensors are there under more than one name, and are the same bits")
+    return notes
