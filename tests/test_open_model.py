@@ -188,7 +188,7 @@ REFUSED: list[tuple[str, Any, Any, type[Exception], str]] = [
     ("object", lambda: 3, None, BadInput, "no model"),
     ("module", lambda: torch.nn.Linear(2, 2), None, BadInput, "no model"),
     ("adapter", PeftModel, None, BadInput, "PEFT"),
-    ("extra", lambda: {**_state(neo()), "v_head.weight": torch.ones(1)}, "model", UnknownTensor, "v_head"),
+    ("extra", lambda: {**_state(neo()), "probe.weight": torch.ones(1)}, "model", UnknownTensor, "probe"),
     ("int8", lambda: {**_state(neo()), "transformer.wpe.weight": torch.ones(32, 16, dtype=torch.int8)}, "model", UnknownTensor, "int8"),
 ]  # fmt: skip
 

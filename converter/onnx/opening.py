@@ -15,6 +15,7 @@ from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.config import checked, integer
 from converter.checkpoint.files import Json, read_json
 from converter.checkpoint.hf_config import from_hf
+from converter.checkpoint.names import read_names
 from converter.checkpoint.reader import Reader, Stored, read_at
 from converter.checkpoint.source import PROVENANCE, Source
 from converter.checkpoint.tl_config import from_tl
@@ -133,9 +134,10 @@ def open_graph(
         )
     slots = expand(layout, config.sizes, config.n_layers)
     stored = {}
+    names = _names(reader, layout)
     multiplied = reader.multiplied() if layout != "hooked" else set()
     for key, slot in slots.items():
-        tensor = reader.tensors.get(str(slot.name))
+        tensor = reader.tensors.get(names.get(str(slot.name), str(slot.name)))
         if tensor and tensor.name in multiplied and multiplies(key) and len(tensor.shape) == 2:
             reader.turned.add(tensor.name)
             tensor = replace(tensor, shape=tensor.shape[::-1])
@@ -143,6 +145,14 @@ def open_graph(
         if tensor and math.prod(tensor.shape) == math.prod(slot.shape):
             stored[key] = reader.tensors[tensor.name] = replace(tensor, shape=slot.shape)
     return Checkpoint(source, layout, config, slots, stored, {}, graph=path)
+
+
+def _names(reader: GraphReader, layout: Layout) -> dict[str, str]:
+    """A weight's name in the layout -> in the graph, whose weights may be shared with a file in
+    which they have a prefix. Where two could be meant, neither is."""
+    readings = [r for r in read_names(reader.tensors) if r.layout == layout]
+    reads = readings[0].reads if readings else {}
+    return {name: found[0].name for name, found in reads.items() if len(found) == 1}
 
 
 def metadata(config: NeoConfig, made: Json) -> dict[str, str]:

@@ -163,7 +163,7 @@ def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
         if stored := checkpoint.stored.get(key):
             file, (offset, _) = stored.file, offsets[stored.file][stored.name]
             places[key] = Place(
-                key, str(slot.name), stored.code, stored.shape, slot, file.name, offset
+                key, stored.name, stored.code, stored.shape, slot, file.name, offset
             )
     return places
 
