@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from converter.progress import Progress
-from converter.wording import by_block, few, files, graph_line, origin, size, software, written
+from converter.wording import (
+    by_block,
+    few,
+    files,
+    graph_line,
+    left_out,
+    origin,
+    size,
+    software,
+    written,
+)
 
 if TYPE_CHECKING:
     from converter.explaining import Explanation
@@ -107,11 +117,11 @@ class Display:
         if plan.steps and done.route.reverse == "none":
             yield f"processed: {', '.join(plan.steps)}"
         yield from map(escape, done.source.notes)
-        yield from done.route.remarks
+        yield from map(escape, done.remarks)
         reasons = dict.fromkeys(plan.dropped.values())
         for reason in reasons:
             names = tuple(name for name, why in plan.dropped.items() if why == reason)
-            yield f"left out {few(names)} ({reason})"
+            yield escape(f"left out {few(names)} ({reason})")
         if plan.invented:
             yield f"added {few(plan.invented)} ({ADDED[done.route.name]})"
         if plan.layout == "hf":
@@ -258,7 +268,7 @@ class Display:
             ("vocabulary", f"{config['d_vocab']}; head {facts['head']}"),
             ("stored", f"{len(facts['tensors'])} tensors, {facts['n_params']:,} parameters, {size(facts['bytes'])},"
                        f" {', '.join(f'{d} ×{n}' for d, n in facts['dtypes'].items())}"),
-            ("buffers", few(tuple(checkpoint.dropped)) if checkpoint.dropped else "none"),
+            ("left out", escape(left_out(checkpoint.dropped)) or "none"),
             ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
             ("provenance", origin(facts["provenance"])),
             *(("note", escape(note)) for note in checkpoint.notes),

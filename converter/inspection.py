@@ -73,7 +73,8 @@ class Inspection:
             "bytes": self.nbytes,
             "dtypes": self.dtypes,
             "head": "tied" if self.checkpoint.headless else "stored",
-            "buffers": list(self.checkpoint.dropped),
+            "buffers": self.checkpoint.buffers,
+            "left_out": self.checkpoint.dropped,
             "notes": list(self.checkpoint.notes),
             "tensors": [
                 {

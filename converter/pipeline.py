@@ -35,6 +35,13 @@ class Conversion:
     graph: ExportResult | None = None
     graph_alone: bool = False
     """The graph has the weights itself, and no weight file is beside it."""
+    found: tuple[str, ...] = ()
+    """What was seen in the weights while they were read, that a person should know."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was decided beforehand, and what was found."""
+        return (*self.route.remarks, *self.found)
 
     def __repr__(self) -> str:
         state = "published" if self.published else "planned"
@@ -58,7 +65,7 @@ class Conversion:
             "steps": list(self.plan.steps),
             "reverse": self.route.reverse,
             "notes": list(self.source.notes),
-            "remarks": list(self.route.remarks),
+            "remarks": list(self.remarks),
             "published": self.published,
             "tensors": len(self.plan.tensors),
             "bytes": self.plan.nbytes,
@@ -129,4 +136,16 @@ def convert(
         )
     if exported:
         exported = exported.moved(stage, output)
-    return Conversion(route, output, plan, True, verification, exported, writing.graph_alone)
+    return Conversion(
+        route, output, plan, True, verification, exported, writing.graph_alone,
+        found=_unsound(sha256.not_finite),
+    )  # fmt: skip
+
+
+def _unsound(not_finite: dict[str, int]) -> tuple[str, ...]:
+    """Weights that make a model compute NaN, by name: training in float16 leaves them."""
+    if not not_finite:
+        return ()
+    few = [f"{name} ({count} elements)" for name, count in list(not_finite.items())[:3]]
+    more = f" and {len(not_finite) - 3} more" if len(not_finite) > 3 else ""
+    return (f"NaN or infinity in {', '.join(few)}{more}: kept as it is",)

@@ -10,7 +10,7 @@ from converter.checkpoint import EMBEDDING, HEAD
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, Planned
 from converter.checkpoint.sink import Sink
-from converter.dtypes import NAMES, cast, sha256
+from converter.dtypes import NAMES, cast, chunks, sha256
 from converter.errors import CannotUndo, NotRepresentable
 from converter.layout import Slot
 from converter.processing.ledger import encode_unit
@@ -23,6 +23,8 @@ class Digests(NamedTuple):
 
     read: dict[str, str]
     written: dict[str, str]
+    not_finite: dict[str, int]
+    """Source tensors that hold NaN or infinity, and in how many elements."""
 
 
 def stream(
@@ -32,6 +34,7 @@ def stream(
     source = route.source
     planned = {tensor.slot.key: tensor for tensor in plan.tensors}
     read: dict[str, str] = {}
+    not_finite: dict[str, int] = {}
     done, total = 0, plan.nbytes
 
     def hashing(key: str) -> Array:
@@ -39,6 +42,8 @@ def stream(
         if stored := source.stored.get(key):
             as_stored = source.slots[key].to_hub.inverse.apply(array, source.config.sizes)
             read[stored.name] = sha256(as_stored)
+            if count := sum(int((~np.isfinite(chunk)).sum()) for chunk in chunks(as_stored)):
+                not_finite[stored.name] = count
         return array
 
     restored: dict[str, str] = {}
@@ -64,7 +69,7 @@ def stream(
             del unit, made, written  # before the next unit is read
     if isinstance(route, Undoing):
         _require_original(route, plan, writer.sha256, restored)
-    return Digests(read, writer.sha256)
+    return Digests(read, writer.sha256, not_finite)
 
 
 def _keep(

@@ -63,6 +63,13 @@ def few(names: tuple[str, ...], most: int = 2) -> str:
     return ", ".join(names[:most]) + more
 
 
+def left_out(dropped: dict[str, str]) -> str:
+    """What a checkpoint holds beside its weights, by reason."""
+    reasons = dict.fromkeys(dropped.values())
+    named = {r: tuple(name for name, why in dropped.items() if why == r) for r in reasons}
+    return "; ".join(f"{few(names)} ({reason})" for reason, names in named.items())
+
+
 def by_block(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str]]:
     """Name, dtype and shape of every stored tensor; what all blocks have alike is one line."""
     lines: dict[tuple[str, str, str], list[int]] = {}

@@ -192,10 +192,6 @@ def read_checkpoint(source: Source) -> Checkpoint:
         config = NeoConfig(**{**config.__dict__, "folded": True})
     _check_present(layout, slots, stored, config, source)
     dropped |= seen.dropped
-    for reason in dict.fromkeys(seen.dropped.values()):
-        names = [name for name, why in seen.dropped.items() if why == reason]
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        notes.append(f"left out: {', '.join(names[:3])}{more}, {reason}")
     return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))
 
 
