@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import pathlib
 import re
@@ -112,13 +111,18 @@ def _inert() -> list[Any]:
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     old_and_new = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     kinds = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-    holders = [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, dict, list]
+    holders = [argparse.Namespace, types.SimpleNamespace, dict, list, int, float]
+    defaults = (_emptied, "collections.defaultdict")  # torch fills plain dicts alone
     paths = [
         (pathlib.PurePosixPath, f"{module}.{name}")
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "PurePosixPath")
     ]
-    return [*old_and_new, np.dtype, *kinds, *holders, *paths]
+    return [*old_and_new, np.dtype, *kinds, *holders, defaults, *paths]
+
+
+def _emptied(*_default: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _is_zip(path: Path) -> bool:

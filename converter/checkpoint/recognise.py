@@ -137,19 +137,20 @@ def _two_models(one: Read, two: Read, entries: dict[str, Entry], source: Source)
     file = next(r for r in source.readers if one.name in {**r.tensors, **r.other, **r.aliases})
     path = next((s.file for s in file.tensors.values()), source.path)
     ours, theirs = (_place(read, entries) for read in (one, two))
+    entry = _clipped(entries.get(one.name, ()), one.prefix)
+    mine, its = (".".join((*read.prefix[len(_segments(entry)) :], "")) for read in (one, two))
+    keep = [f"k.startswith({mine!r})"] if mine else []
+    if its.startswith(mine) and entry == _clipped(entries.get(two.name, ()), two.prefix):
+        keep.append(f"not k.startswith({its!r})")
+    chosen = f" if {' and '.join(keep)}" if keep else ""
     if path.suffix == ".safetensors":
-        prefix = ".".join((*(two.prefix if not one.prefix else one.prefix), ""))
-        keep = f"k.startswith({prefix!r})" if one.prefix else f"not k.startswith({prefix!r})"
         how = (
             "from safetensors.torch import load_file, save_file; save_file({k: v for k, v in"
-            f" load_file({str(path)!r}).items() if {keep}}}, 'one.safetensors')"
+            f" load_file({str(path)!r}).items(){chosen}}}, 'one.safetensors')"
         )
     else:
-        entry = entries.get(one.name, ())
-        inside = ".".join(one.prefix).removeprefix(".".join(entry)).lstrip(".")
-        keep = "" if not inside else f" if k.startswith('{inside}.')"
         how = (
-            f"torch.save({{k: v for k, v in torch.load({str(path)!r}){_keys(entry)}.items(){keep}}},"
+            f"torch.save({{k: v for k, v in torch.load({str(path)!r}){_keys(entry)}.items(){chosen}}},"
             " 'one.pt')"
         )
     return UnknownTensor(
