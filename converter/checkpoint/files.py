@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from converter.checkpoint.foreign_files import nothing_here, pointer, refuse_foreign
+from converter.checkpoint.foreign_files import (
+    PICKLES,
+    not_weights,
+    nothing_here,
+    pointer,
+    refuse_foreign,
+)
 from converter.checkpoint.reader import Reader, SafetensorsReader
 from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused
 
@@ -16,7 +22,6 @@ Json = dict[str, Any]
 
 WEIGHTS = "model.safetensors"
 PICKLE_WEIGHTS = "pytorch_model.bin"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 _MAX_JSON_BYTES = 64 * 2**20
@@ -152,13 +157,7 @@ def _open(path: Path, allow_pickle: bool) -> Reader:
         from converter.checkpoint.pickles import PickleReader
 
         return PickleReader(path)
-    raise CorruptFile(
-        f"{path.suffix or 'No suffix'!r}: this is not a weight file that neoconvert reads.",
-        where=str(path),
-        do="Give the checkpoint that the graph was exported from; `verify` and `inspect` read graphs."
-        if path.suffix == ".onnx"
-        else f"Give a .safetensors file, or {', '.join(PICKLES)} with --allow-pickle.",
-    )
+    raise not_weights(path)
 
 
 def read_json(path: Path) -> Json:

@@ -17,7 +17,8 @@ from pathlib import Path
 from converter.errors import BadInput, CorruptFile, SourceNotFound
 
 _LFS = b"version https://git-lfs.github.com/spec/"
-_ODD = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_ODD = (".safetensors", *PICKLES)
 _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state.*|adapter_model|random_states.*)\.\w+"
     r"|ledger\.safetensors"
@@ -71,6 +72,21 @@ def pointer(path: Path, text: str) -> CorruptFile | None:
         "The file is a Git LFS pointer: the repository was cloned without its large files.",
         where=str(path),
         do=f"Run `git lfs pull` in {path.parent}, or download the model with `hf download`.",
+    )
+
+
+def not_weights(path: Path) -> BadInput:
+    """The error for a file whose suffix is none that is read."""
+    for kind in (_adapter, _zero, _distributed, _other_framework):
+        if found := kind(Listing(path.parent, (path.name,))):
+            return CorruptFile(found[0], where=str(path), do=found[1])
+    graph = path.suffix == ".onnx"
+    return CorruptFile(
+        f"{path.suffix or 'No suffix'!r}: this is not a weight file that neoconvert reads.",
+        where=str(path),
+        do="Give the checkpoint that the graph was exported from; `verify` and `inspect` read graphs."
+        if graph
+        else f"Give a .safetensors file, or {', '.join(PICKLES)} with --allow-pickle.",
     )
 
 
@@ -257,6 +273,21 @@ def _below(here: Listing) -> Found:
     return (f"The weights are one folder down: {some}.", f"Name the folder: {below[0]}")
 
 
+def _broken(here: Listing) -> Found:
+    """The hub's cache has links to files elsewhere; downloads have other names until they are whole."""
+    names = here.matching(r".*\.(safetensors|bin)")
+    broken = [name for name in names if not (here.directory / name).exists()]
+    partial = here.matching(r".*\.(incomplete|part|crdownload|aria2)")
+    if not (broken or partial):
+        return None
+    what = (
+        f"{broken[0]} is a link to a file that is not there."
+        if broken
+        else f"The download is not complete: {partial[0]}."
+    )
+    return what, "Download the model again: hf download OWNER/NAME."
+
+
 def _no_weights(here: Listing) -> Found:
     found = here.matching(_NOT_WEIGHTS.pattern)
     if not found:
@@ -268,7 +299,7 @@ def _no_weights(here: Listing) -> Found:
 
 
 _KINDS: tuple[Callable[[Listing], Found], ...] = (
-    _adapter, _zero, _distributed, _hub_cache, _variant, _below, _odd_name, _other_framework,
+    _broken, _adapter, _zero, _distributed, _hub_cache, _variant, _below, _odd_name, _other_framework,
     _graph, _no_weights,
 )  # fmt: skip
 """In the order of how surely each says what the directory is."""

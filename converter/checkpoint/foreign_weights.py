@@ -21,7 +21,7 @@ _OTHERS: dict[str, str] = {
 }
 """Names that GPT-Neo does not have -> whose they are."""
 _QUANTISED = re.compile(
-    r"\.(SCB|qweight|qzeros|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map"
+    r"\.(SCB|qweight|qzeros|scales|biases|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*)|weight_format)$"
 )
 _INTEGERS = re.compile(r"(torch\.)?q?u?int8|[IU]8|F8_\w+|(torch\.)?float8_\w+|[IU]32|torch\.int32")
@@ -52,7 +52,7 @@ def refuse_foreign(tensors: Tensors) -> None:
         BadInput: the tensors are another model's, or a GPT-Neo's in a form that must first be
             brought back to plain weights. The message says which, and how.
     """
-    for check in (_other_model, _rotary, _quantised, _unmerged, _pruned, _flat, _empty):
+    for check in (_other_model, _rotary, _quantised, _unmerged, _pruned, _flat, _empty, _optimizer):
         if error := check(tensors):
             raise error
 
@@ -159,4 +159,15 @@ def _empty(tensors: Tensors) -> BadInput | None:
         where=f"{tensors.where}: {empty[0]} has no elements",
         do="Put them together from the training checkpoint (the folder with global_step…):"
         " python -m deepspeed.utils.zero_to_fp32 FOLDER OUT, and convert OUT.",
+    )
+
+
+def _optimizer(tensors: Tensors) -> BadInput | None:
+    name = tensors.first(r"\b(exp_avg|exp_avg_sq|momentum_buffer|fp32_flat_groups)\b")
+    if name is None or tensors.sizes:
+        return None
+    return UnknownTensor(
+        "The tensors are an optimizer's state, and no weights are with them.",
+        where=f"{tensors.where}: {name}",
+        do="Give the model's own file, which is beside the optimizer's in the same checkpoint.",
     )

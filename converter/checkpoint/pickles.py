@@ -17,6 +17,7 @@ import numpy as np
 from converter.checkpoint.reader import Entry, TorchReader, plain
 from converter.errors import CannotDoHere, CorruptFile, PickleRefused
 
+_ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)."
 _DEPTH = 12
 _MAX_JSON = 2**20
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -68,7 +69,7 @@ def _load(path: Path) -> Any:
             where=str(path),
             do="Install torch 2.10 or later, or save the checkpoint as safetensors.",
         )
-    _refuse_bombs(path)
+    _refuse_archives(path)
     try:
         with torch.serialization.safe_globals(_inert()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
@@ -78,7 +79,7 @@ def _load(path: Path) -> Any:
 
 def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
     """Our own words for why torch does not load a file: torch's advice is to drop weights_only."""
-    alone = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)."
+    alone = _ALONE
     if found := _GLOBAL.search(said):
         what = found[1]
         holds = (
@@ -87,22 +88,27 @@ def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
         if _PARALLEL.search(what):
             holds = f"The pickle holds {what}: one process's part of the weights."
             alone = "Where it was made, gather them first: get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
+        elif what.startswith("deepspeed."):
+            holds = (
+                f"The file is DeepSpeed's ({what}): optimizer states, with a part of the weights."
+            )
+            alone = "Put the weights together: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT, with the folder that holds global_step…; then convert OUT."
         elif _MODEL.search(what):
             holds = f"The file is a whole pickled model ({what}), which runs code when it is opened (weights_only refuses it)."
         elif what.endswith("Config"):
             alone = f"Where it was made, save {what.rpartition('.')[2]}.to_dict() in its place: plain values are read."
         return PickleRefused(holds, where=str(path), do=alone)
-    if "TorchScript" in said:
-        what, do = "The file is a TorchScript program, not a state dict", alone
-    elif "weights_only" in said.lower():
+    if "weights_only" in said.lower():
         return PickleRefused(
             "The pickle holds more than tensors and plain values (weights_only refuses it).",
             where=str(path),
             do=alone,
         )
-    else:
-        what, do = "The file is not one that torch.save wrote, or is damaged", "Download or save it again."  # fmt: skip
-    return CorruptFile(f"{what}.", where=str(path), do=do)
+    return CorruptFile(
+        "The file is not one that torch.save wrote, or is damaged.",
+        where=str(path),
+        do="Download or save it again.",
+    )
 
 
 def _inert() -> list[Any]:
@@ -129,7 +135,7 @@ def _is_zip(path: Path) -> bool:
     return zipfile.is_zipfile(path)
 
 
-def _refuse_bombs(path: Path) -> None:
+def _refuse_archives(path: Path) -> None:
     """torch stores entries uncompressed; anything else expands to who knows what."""
     if not _is_zip(path):
         return
@@ -138,6 +144,10 @@ def _refuse_bombs(path: Path) -> None:
             entries = archive.infolist()
     except zipfile.BadZipFile:
         entries = []
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CorruptFile(
+            "The file is a TorchScript program, not a state dict.", where=str(path), do=_ALONE
+        )
     total = sum(entry.file_size for entry in entries)
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or total > path.stat().st_size:
         raise CorruptFile(

@@ -173,6 +173,10 @@ class TorchReader(Reader):
 
 def _odd(tensor: torch.Tensor) -> str | None:
     """What a tensor is that has no plain bytes of its own."""
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return type(tensor).__name__
     if tensor.is_nested:
         return "nested"
     if tensor.device.type == "meta":
