@@ -34,7 +34,7 @@ reading = _options(
     click.option(
         "--allow-pickle",
         is_flag=True,
-        help="Read .bin, .pt and .pth files (always weights_only=True). Only for files you trust.",
+        help="Read .bin, .pt, .pth and .ckpt files (always weights_only=True). Only for files you trust.",
     ),
 )
 printing = _options(
