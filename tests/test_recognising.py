@@ -20,6 +20,7 @@ from converter.cli import main
 from converter.convert import bake, export_onnx, hf_to_tl, tl_to_hf
 from converter.errors import BadInput, ConfigError, TensorMismatch, UnknownTensor
 from tests.checkpoints import read_all, same
+from tests.marks import needs_hooked
 from tests.models import random_hf
 
 State = dict[str, torch.Tensor]
@@ -178,6 +179,40 @@ def test_the_config_in_the_same_file(kind: str, hf: Path, tmp_path: Path) -> Non
     source = open_checkpoint(tmp_path / "m.pt", allow_pickle=True)
     assert source.config.window_size == config["window_size"]
     _comes_back(source, hf, tmp_path)
+
+
+def test_pickled_config_objects_are_read_by_their_fields(hf: Path, tmp_path: Path) -> None:
+    """A stand-in takes the fields; the class itself is not imported, and none of its code runs."""
+    from transformers import GPTNeoConfig
+
+    config = GPTNeoConfig.from_pretrained(hf)
+    torch.save({"config": config, "model": _state(hf)}, tmp_path / "m.pt")
+    source = open_checkpoint(tmp_path / "m.pt", allow_pickle=True)
+    assert source.config == open_checkpoint(hf).config
+    _comes_back(source, hf, tmp_path)
+    written = json.loads((tmp_path / "back/config.json").read_text())
+    assert not [name for name in written if name.startswith("_")]
+
+
+@needs_hooked
+def test_a_pickled_hooked_config(hf: Path, tmp_path: Path) -> None:
+    from transformer_lens import HookedTransformerConfig
+
+    hf_to_tl(hf, tmp_path / "tl", layout="hooked", check=False)
+    cfg = json.loads((tmp_path / "tl/cfg.json").read_text()) | {"dtype": torch.float32}
+    pair = HookedTransformerConfig.from_dict(cfg), load_file(tmp_path / "tl/model.safetensors")
+    torch.save(pair, tmp_path / "m.pt")
+    tl_to_hf(open_checkpoint(tmp_path / "m.pt", allow_pickle=True), tmp_path / "back", check=False)
+    assert same(read_all(tmp_path / "back"), read_all(hf))
+
+
+def test_a_pickled_bridge_config_is_not_read(hf: Path, tmp_path: Path) -> None:
+    bridge = _bridge(hf)
+    torch.save(
+        (bridge.cfg, {n: t.clone() for n, t in bridge.state_dict().items()}), tmp_path / "m.pt"
+    )
+    with pytest.raises(ConfigError, match="TransformerBridge's own"):
+        open_checkpoint(tmp_path / "m.pt", allow_pickle=True)
 
 
 def test_two_configs_that_differ(hf: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import types
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,26 @@ _PARALLEL = re.compile(r"ShardedTensor|DTensor|device_mesh", re.IGNORECASE)
 _MODEL = re.compile(
     r"modeling_|HookedTransformer$|TransformerBridge$|DataParallel$|\.nn\.modules\."
 )
+
+
+class Held:
+    """Stands in for a pickled config object: its fields, and none of its code."""
+
+    said: ClassVar[dict[str, str]] = {}
+
+
+class HeldHF(Held):
+    said: ClassVar[dict[str, str]] = {"model_type": "gpt_neo"}
+
+
+_CONFIGS: dict[str, type[Held]] = {
+    "transformers.models.gpt_neo.configuration_gpt_neo.GPTNeoConfig": HeldHF,
+    "transformer_lens.HookedTransformerConfig.HookedTransformerConfig": Held,
+    "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig": Held,
+    "transformer_lens.config.hooked_transformer_config.HookedTransformerConfig": Held,
+    "transformer_lens.config.TransformerBridgeConfig.TransformerBridgeConfig": Held,
+    "transformer_lens.config.transformer_bridge_config.TransformerBridgeConfig": Held,
+}
 
 
 class PickleReader(TorchReader):
@@ -93,6 +113,9 @@ def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
                 f"The file is DeepSpeed's ({what}): optimizer states, with a part of the weights."
             )
             alone = "Put the weights together: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT, with the folder that holds global_step…; then convert OUT."
+        elif what.startswith("numpy."):
+            holds = f"The pickle holds NumPy arrays ({what}), and only tensors and plain values are read."
+            alone = "Where it was made, save tensors: torch.save({n: torch.from_numpy(a) for n, a in arrays.items()}, FILE)."
         elif _MODEL.search(what):
             holds = f"The file is a whole pickled model ({what}), which runs code when it is opened (weights_only refuses it)."
         elif what.endswith("Config"):
@@ -124,7 +147,8 @@ def _inert() -> list[Any]:
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "PurePosixPath")
     ]
-    return [*old_and_new, np.dtype, *kinds, *holders, defaults, *paths]
+    configs = [(held, name) for name, held in _CONFIGS.items()]
+    return [*old_and_new, np.dtype, *kinds, *holders, defaults, *paths, *configs]
 
 
 def _emptied(*_default: Any) -> dict[Any, Any]:
@@ -180,6 +204,9 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
         return list(value.items())
     if isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
         return list(vars(value).items())
+    if isinstance(value, Held):
+        public = {name: field for name, field in vars(value).items() if not name.startswith("_")}
+        return list((value.said | public).items())
     return list(enumerate(value)) if isinstance(value, (list, tuple)) else []
 
 
