@@ -132,6 +132,8 @@ class Undoing(Route):
     ledger: LedgerFile | None = None
     edited: frozenset[str] = frozenset()
     """`hooked` names of processed tensors that are not as the ledger knew them."""
+    from_file: bool = False
+    """Nothing that the file holds is put back from the ledger; see `decode_unit`."""
 
     name = "undoing"
     whole_units = True
@@ -155,6 +157,7 @@ class Undoing(Route):
             edited=edited,
             without=tied,
             outright=self.ledger.kind == "exact" or not self.edited,
+            from_file=self.from_file,
         )
         # A head that is tied in the processed file too has gone through no step.
         result = unit | {n: r.array for n, r in restored.items()}

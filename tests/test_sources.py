@@ -144,6 +144,37 @@ def test_only_tokenizer_files_are_copied(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model", "sentencepiece.bpe.model"])
+def test_every_kind_of_tokenizer_comes_along(name: str, tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    (tmp_path / "hf" / name).write_bytes(b"[PAD]\n[UNK]\n")
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    assert (tmp_path / "back" / name).read_bytes() == b"[PAD]\n[UNK]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fits"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 6}}, "added_tokens": []}, True),
+        ("tokenizer.json", {"model": {"vocab": {"a": 7}}, "added_tokens": []}, False),
+        ("tokenizer.json", {"model": {"vocab": [["a", -1.0]] * 8}}, False),
+        ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"id": 9}]}, False),
+        ("tokenizer.json", {"model": 3, "added_tokens": "x"}, True),
+        ("tokenizer.json", ["no object"], False),
+        ("vocab.json", {"a": 0, "b": 7}, False),
+        ("added_tokens.json", {"<pad>": 7}, False),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_said(
+    name: str, text: object, fits: bool, tmp_path: Path
+) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    (tmp_path / "hf" / name).write_text(json.dumps(text))
+    notes = [note for note in open_checkpoint(tmp_path / "hf").notes if name in note]
+    assert len(notes) == (0 if fits else 1)
+
+
 def test_generation_config_survives(tmp_path: Path) -> None:
     write_hf(tmp_path / "hf", RECIPE)
     text = json.dumps({"do_sample": True, "top_k": 50})

@@ -15,6 +15,7 @@ from converter.checkpoint.fitting import mismatch, read_config
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
+from converter.checkpoint.vocabulary import misfit
 from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
 from converter.errors import MissingTensor, UnknownTensor
@@ -192,6 +193,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
         config = NeoConfig(**{**config.__dict__, "folded": True})
     _check_present(layout, slots, stored, config, source)
     dropped |= seen.dropped
+    if unfit := misfit(source.tokenizer_files(), config.d_vocab):
+        notes.append(unfit)
     return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))
 
 

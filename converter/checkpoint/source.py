@@ -12,8 +12,10 @@ from converter.checkpoint.reader import Entry, Reader
 from converter.errors import SourceNotFound, UsageError
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "vocab.bpe", "bpe.codes",
+    "tokenizer.model", "spiece.model", "sentencepiece.model", "sentencepiece.bpe.model", "spm.model",
+    "source.spm", "target.spm", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """The only files that are copied from a source. A blind `*.json` would bring its index along."""
 PROVENANCE = "neoconvert.json"
@@ -144,7 +146,7 @@ def _from_hub(given: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"]
+    wanted = ["*.json", "*.safetensors", *TOKENIZER_FILES]
     try:
         found = Path(snapshot_download(given, revision=revision, allow_patterns=wanted))
         if not any(found.glob("*.safetensors")):

@@ -100,6 +100,7 @@ def decode_unit(
     edited: Collection[str] = (),
     without: Collection[str] = (),
     outright: bool = True,
+    from_file: bool = False,
 ) -> dict[str, Restored]:
     """The original unit, from the processed one.
 
@@ -114,6 +115,8 @@ def decode_unit(
         CorruptFile: the ledger's arrays are not what its own metadata says.
     """
     unit, steps, records, rounding = _undoing(ledger, processed)
+    if from_file:
+        edited, rounding = processed, Rounding(0.0, 0.0)
     computed = frozenset() if outright else made_from(unit, unit, steps, records)
     try:
         basis, changed = undo_edited(unit, steps, records, rounding, edited=edited)

@@ -99,7 +99,7 @@ def changed_function(
     if not undoes_rounding(route):
         return _departs(route, true, standard.floors, limit, "float32's own noise")
     assert isinstance(route, Undoing)
-    from_file = replace(route, edited=frozenset(route.source.stored), tied=False)
+    from_file = replace(route, from_file=True, tied=False)
     problems = _departs(from_file, true, standard.floors, limit, "float32's own noise")
     say("what storing the source had cost")
     floors = storage_floors(route.source, true, seed)
@@ -150,7 +150,7 @@ def storage_floors(source: Checkpoint, true: Forward, seed: int) -> list[Floor]:
     )
     runs = [
         forward(Stored(source, seed * 1000 + draw), true.probes, dtype=torch.float64, device=device)
-        for draw in range(4 if total < AFFORDABLE / 10 else 2)
+        for draw in range(16 if total < AFFORDABLE / 10 else 4)
     ]
     return [
         pooled_floor(measure(true, index, [partial(run.at, index) for run in runs]))

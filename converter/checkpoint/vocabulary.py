@@ -1,0 +1,60 @@
+"""Does the tokenizer beside the weights fit their vocabulary? Its files are read, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.files import read_json
+from converter.errors import NeoconvertError
+
+_MAX_TEXT_BYTES = 64 * 2**20
+
+
+def misfit(files: list[Path], d_vocab: int) -> str | None:
+    """A sentence where the tokenizer has a token that the embedding has no row for, or cannot be
+    read; None where all fits, or nothing is known of it.
+
+    Args:
+        files: the tokenizer's files, by their usual names.
+        d_vocab: rows of the embedding.
+    """
+    for path in files:
+        try:
+            largest = max(_ids(path), default=-1)
+        except (NeoconvertError, OSError, ValueError) as error:
+            reason = error.what if isinstance(error, NeoconvertError) else str(error)
+            return (
+                f"{path.name} cannot be read, and was copied as it is: {reason.rstrip('.')[:120]}"
+            )
+        if largest >= d_vocab:
+            return (
+                f"the tokenizer does not fit the weights: {path.name} has token {largest}, the"
+                f" embedding has rows 0 to {d_vocab - 1}"
+            )
+    return None
+
+
+def _ids(path: Path) -> Iterator[int]:
+    if path.name == "vocab.txt":  # one token a line, as BERT's
+        if path.stat().st_size > _MAX_TEXT_BYTES:
+            raise ValueError("it is over 64 MiB")
+        with open(path, "rb") as file:
+            yield sum(1 for line in file if line.strip()) - 1
+    elif path.name in ("vocab.json", "added_tokens.json"):
+        yield from _integers(read_json(path).values())
+    elif path.name == "tokenizer.json":
+        document = read_json(path)
+        model, added = document.get("model"), document.get("added_tokens")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(vocabulary, dict):
+            yield from _integers(vocabulary.values())
+        elif isinstance(vocabulary, list):  # Unigram: a list of tokens and their scores
+            yield len(vocabulary) - 1
+        tokens = added if isinstance(added, list) else []
+        yield from _integers(token.get("id") for token in tokens if isinstance(token, dict))
+
+
+def _integers(values: Any) -> Iterator[int]:
+    return (value for value in values if isinstance(value, int))
