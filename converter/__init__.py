@@ -37,6 +37,7 @@ from converter.errors import (
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from converter.adapter import with_adapter
     from converter.checkpoint import Checkpoint, open_checkpoint, open_model
     from converter.convert import bake, export_onnx, hf_to_tl, tl_to_hf
     from converter.explaining import Explanation, explain
@@ -72,6 +73,7 @@ _HOMES = {
     "to_hooked": "models",
     "to_state_dict": "models",
     "verify": "verification",
+    "with_adapter": "adapter",
 }
 
 __all__ = [
@@ -114,6 +116,7 @@ __all__ = [
     "to_hooked",
     "to_state_dict",
     "verify",
+    "with_adapter",
 ]
 
 

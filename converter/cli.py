@@ -190,6 +190,7 @@ def verify(
     revision: str | None,
     cfg: Path | None,
     allow_pickle: bool,
+    adapter: Path | None,
     report: Path | None,
     **options: Any,
 ) -> Any:
@@ -197,14 +198,20 @@ def verify(
 
     Any two of HF and TransformerLens checkpoints and ONNX files. A directory with weights and a
     model.onnx is checked in both runtimes; of several graphs, each.
-    --revision and --cfg are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
+    --revision, --cfg and --adapter are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
     """
-    from converter.opening import open_artifact
     from converter.verification import verify as run
 
     require_report(report)
-    first = open_artifact(original, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
-    second = open_artifact(artifact, allow_pickle=allow_pickle)
+    first = opened(
+        original,
+        revision=revision,
+        cfg=cfg,
+        allow_pickle=allow_pickle,
+        adapter=adapter,
+        graphs=True,
+    )
+    second = opened(artifact, allow_pickle=allow_pickle, graphs=True)
     with display.progress() as progress:
         result = run(first, second, progress=progress, layers=report is not None, **options)
     display.verification(result)
@@ -226,17 +233,18 @@ def explain(
     revision: str | None,
     cfg: Path | None,
     allow_pickle: bool,
+    adapter: Path | None,
 ) -> Any:
     """Say which steps make weights differ.
 
-    Found from the weights alone; no metadata is trusted. --revision and --cfg are ORIGINAL's.
+    Found from the weights alone; no metadata is trusted. --revision, --cfg and --adapter are ORIGINAL's.
 
     \b
     neoconvert explain EleutherAI/gpt-neo-125m neo-125m-tl
     """
     from converter.explaining import explain as run
 
-    first = opened(original, revision, cfg, allow_pickle)
+    first = opened(original, revision=revision, cfg=cfg, allow_pickle=allow_pickle, adapter=adapter)
     second = opened(converted, allow_pickle=allow_pickle)
     with display.progress() as progress:
         result = run(first, second, progress=progress)
@@ -255,9 +263,8 @@ def inspect(path: str, display: Any, **reading: Any) -> Any:
     Layout, config, tensors, dtypes and provenance, from headers alone. Or an ONNX file.
     """
     from converter.inspection import Inspection
-    from converter.opening import open_artifact
 
-    result = Inspection(open_artifact(path, **reading))
+    result = Inspection(opened(path, graphs=True, **reading))
     display.inspection(result)
     return result.to_json(), 0
 

@@ -36,6 +36,12 @@ reading = _options(
         is_flag=True,
         help="Read .bin, .pt, .pth and .ckpt files (always weights_only=True). Only for files you trust.",
     ),
+    click.option(
+        "--adapter",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="A PEFT (LoRA) adapter of these weights, merged into them in float64.",
+    ),
 )
 printing = _options(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),

@@ -15,11 +15,25 @@ if TYPE_CHECKING:
 
 
 def opened(
-    source: str, revision: str | None = None, cfg: Path | None = None, allow_pickle: bool = False
+    source: str,
+    *,
+    revision: str | None = None,
+    cfg: Path | None = None,
+    allow_pickle: bool = False,
+    adapter: Path | None = None,
+    graphs: bool = False,
 ) -> Checkpoint:
+    """The checkpoint that a command names, with the adapter that it names; `graphs`: or ONNX."""
     from converter.checkpoint import open_checkpoint
+    from converter.opening import open_artifact
 
-    return open_checkpoint(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
+    opener = open_artifact if graphs else open_checkpoint
+    checkpoint = opener(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
+    if adapter is None:
+        return checkpoint
+    from converter.adapter import with_adapter
+
+    return with_adapter(checkpoint, adapter, allow_pickle=allow_pickle)
 
 
 def require_report(path: Path | None) -> None:
@@ -43,9 +57,8 @@ def conversion(
 ) -> Any:
     from converter import convert
 
-    source_checkpoint = opened(
-        source, *(options.pop(name) for name in ("revision", "cfg", "allow_pickle"))
-    )
+    reading = ("revision", "cfg", "allow_pickle", "adapter")
+    source_checkpoint = opened(source, **{name: options.pop(name) for name in reading})
     dtype, report = options.pop("dtype"), options.pop("report")
     require_report(report)
     asked = options.pop("formats", ("onnx",))

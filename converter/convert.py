@@ -29,6 +29,7 @@ def hf_to_tl(
     *,
     layout: Layout = "hooked",
     process: str = "none",
+    adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
     ledger: LedgerKind = "compact",
     max_shard_size: str | int = "5GB",
@@ -47,6 +48,7 @@ def hf_to_tl(
 
     Args:
         layout: "hooked" or "bridge".
+        adapter: a PEFT adapter's directory, merged into SOURCE; see `with_adapter`.
         process: "none", "default", "all", or TransformerLens's step names with commas.
         dtype: to store in, such as "float16" or torch.float16; None keeps each tensor's own.
         ledger: what is kept so that processing can be undone: "compact", "exact" or "none".
@@ -69,7 +71,7 @@ def hf_to_tl(
     steps = parse(process)
     writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
     checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source)
+    source = opened(source, adapter)
     _require_hf(source, "Use neoconvert tl-to-hf to bring it to Hugging Face's layout.")
     check_output(Path(output), source.source.place, overwrite=overwrite)
     return convert(processing(source, steps, layout), Path(output), layout, writing, checking)
@@ -80,6 +82,7 @@ def bake(
     output: str | Path,
     *,
     process: str = "default",
+    adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
     ledger: LedgerKind = "compact",
     max_shard_size: str | int = "5GB",
@@ -102,7 +105,7 @@ def bake(
     steps = parse(process)
     writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
     checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source)
+    source = opened(source, adapter)
     _require_hf(
         source, "Use neoconvert tl-to-hf --reverse functional, which bakes what TL processed."
     )
@@ -124,6 +127,7 @@ def tl_to_hf(
     output: str | Path,
     *,
     reverse: Reverse = "auto",
+    adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
     ledger: LedgerKind = "compact",
     max_shard_size: str | int = "5GB",
@@ -153,7 +157,7 @@ def tl_to_hf(
     one_of(reverse, REVERSES, "--reverse")
     writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
     checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source)
+    source = opened(source, adapter)
     if source.layout == "hf" and not has_ledger(source):
         raise BadInput(
             "SOURCE is in Hugging Face's layout already.",
@@ -170,6 +174,7 @@ def export_onnx(
     output: str | Path | None = None,
     *,
     graph: Graph | None = None,
+    adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
     max_shard_size: str | int = "5GB",
     keep_weights: bool = False,
@@ -193,8 +198,14 @@ def export_onnx(
     graph = graph or Graph()
     writing = Writing(dtype, "none", max_shard_size, graph, keep_weights, overwrite, dry_run)
     checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source)
+    source = opened(source, adapter)
     if output is None:
+        if source.merged:
+            raise UsageError(
+                "The weights that are there are not merged ones, so the graph cannot share them.",
+                where="--adapter",
+                do="Name an OUTPUT directory.",
+            )
         if writing.code or max_shard_size != "5GB":
             raise UsageError(
                 "The weights stay as they are where no OUTPUT is named.",

@@ -25,17 +25,17 @@ class Inspection:
     @property
     def n_params(self) -> int:
         """Elements stored; a tied head that is not stored is not counted."""
-        return sum(math.prod(t.shape) for t in self.checkpoint.stored.values())
+        return sum(math.prod(t.shape) for t in self.checkpoint.kept.values())
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self.checkpoint.stored.values())
+        return sum(t.nbytes for t in self.checkpoint.kept.values())
 
     @property
     def dtypes(self) -> dict[str, int]:
         """dtype name -> number of tensors."""
         counts: dict[str, int] = {}
-        for tensor in self.checkpoint.stored.values():
+        for tensor in self.checkpoint.kept.values():
             counts[NAMES[tensor.code]] = counts.get(NAMES[tensor.code], 0) + 1
         return counts
 
@@ -84,7 +84,7 @@ class Inspection:
                     "bytes": t.nbytes,
                     "file": t.file.name,
                 }
-                for t in self.checkpoint.stored.values()
+                for t in self.checkpoint.kept.values()
             ],
             "tokenizer_files": [path.name for path in self.checkpoint.source.tokenizer_files()],
             "provenance": self.checkpoint.source.provenance,

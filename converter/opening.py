@@ -19,14 +19,20 @@ _FIRST = ("model.onnx", "decoder_model_merged.onnx", "decoder_model.onnx", "mode
 """Names of the graphs that clients open where nothing else is asked for, in that order."""
 
 
-def opened(given: Given) -> Checkpoint:
-    """A checkpoint, opened unless it is so already.
+def opened(given: Given, adapter: str | Path | None = None) -> Checkpoint:
+    """A checkpoint, opened unless it is so already, with an adapter merged into it.
 
-    Raises: see `open_checkpoint` and `open_model`.
+    Raises: see `open_checkpoint`, `open_model` and `converter.adapter.with_adapter`.
     """
     if isinstance(given, Checkpoint):
-        return given
-    return open_checkpoint(given) if isinstance(given, (str, Path)) else open_model(given)
+        checkpoint = given
+    else:
+        checkpoint = open_checkpoint(given) if isinstance(given, (str, Path)) else open_model(given)
+    if adapter is None:
+        return checkpoint
+    from converter.adapter import with_adapter
+
+    return with_adapter(checkpoint, adapter)
 
 
 def open_artifact(

@@ -93,6 +93,8 @@ def convert(
     """
     source, writing, checking = route.source, writing or Writing(), checking or Checking()
     check_output(output, source.source.place, overwrite=writing.overwrite)
+    if source.merged:
+        check_output(output, source.merged.adapter.directory, overwrite=writing.overwrite)
     graph, code = writing.graph, writing.code
     plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
     if layout == "hooked":

@@ -65,7 +65,7 @@ class Route:
 
     def code(self, key: str) -> str:
         """The storage dtype the target keeps unless told otherwise."""
-        return self.source.code(key)
+        return self.source.storage_code(key)
 
     def make(self, unit: Tensors, layer: int | None) -> Made:
         """The target's unit from the source's."""

@@ -73,8 +73,9 @@ def left_out(dropped: dict[str, str]) -> str:
 def by_block(checkpoint: Checkpoint) -> Iterator[tuple[str, str, str]]:
     """Name, dtype and shape of every stored tensor; what all blocks have alike is one line."""
     lines: dict[tuple[str, str, str], list[int]] = {}
+    kept = checkpoint.kept
     for key, slot in checkpoint.slots.items():
-        if stored := checkpoint.stored.get(key):
+        if stored := kept.get(key):
             name = stored.name
             if slot.layer is not None:
                 name = name.replace(f".{slot.layer}.", ".{}.", 1)

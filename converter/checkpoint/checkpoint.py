@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
 from converter.errors import MissingTensor, UnknownTensor
 from converter.layout import Layout, Slot, buffers, expand
+
+if TYPE_CHECKING:
+    from converter.adapter import Merged
 
 HEAD, EMBEDDING = "unembed.W_U", "embed.W_E"
 BUFFER = "a buffer, not a weight"
@@ -41,6 +45,10 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     """What was found, filled in or passed over on opening, that a person should know: one
     sentence each, without a full stop."""
+    storage: Mapping[str, str] = field(default_factory=dict)
+    """Where a weight is not read in the dtype it is to be stored in: that one, by `hooked` name."""
+    merged: Merged | None = None
+    """The base and the adapter, where one is merged into these weights."""
     graph: Path | None = None
     """The ONNX file that the weights were read from: its graph computes, not the layout's library."""
 
@@ -68,7 +76,8 @@ class Checkpoint:
             for stored in self.stored.values()
         }
         own = {str(self.slots[key].name) for key in self.stored}
-        return self.source.is_directory and holds_weights(self.source.path) and own <= names
+        saved = self.source.is_directory and holds_weights(self.source.path)
+        return saved and self.merged is None and own <= names
 
     @property
     def buffers(self) -> list[str]:
@@ -84,7 +93,7 @@ class Checkpoint:
     def dtype(self) -> str:
         """The storage dtype (safetensors code): that of the embedding."""
         embedding = self.stored.get(EMBEDDING)
-        return embedding.code if embedding else "F32"
+        return self.storage.get(EMBEDDING, embedding.code) if embedding else "F32"
 
     @property
     def headless(self) -> bool:
@@ -99,7 +108,7 @@ class Checkpoint:
         config = self.original_hf_config
         if config is not None and config.get("tie_word_embeddings", True) is False:
             return False
-        if self.stored[HEAD].code != self.dtype:
+        if self.code(HEAD) != self.code(EMBEDDING):
             return False
         return same_bits(self.tensor(EMBEDDING), self.tensor(HEAD).T)
 
@@ -127,9 +136,19 @@ class Checkpoint:
         return beside or self._kept("cfg")
 
     def code(self, key: str) -> str:
-        """The storage dtype of a weight; a tensor that the files lack has the model's."""
-        stored = self.stored.get(key)
+        """The dtype that `tensor` gives; a tensor that the files lack has the model's."""
+        stored = self.stored.get(EMBEDDING if key == HEAD and self.headless else key)
         return stored.code if stored else self.dtype
+
+    @property
+    def kept(self) -> dict[str, Stored]:
+        """`stored`, each with the dtype that it is stored in, or is to be."""
+        codes = self.storage
+        return {k: replace(t, code=codes.get(k, t.code)) for k, t in self.stored.items()}
+
+    def storage_code(self, key: str) -> str:
+        """The dtype that a weight is stored in, or is to be."""
+        return self.storage.get(key) or self.code(key)
 
     def tensor(self, key: str, dtype: str | None = None) -> np.ndarray:
         """A weight by its `hooked` name, in `hooked` axes, read now.

@@ -85,6 +85,7 @@ def write(
                 for stored in source.stored.values()
                 if stored.name in source_sha256
             },
+            **({"adapter": source.merged.adapter.to_json()} if source.merged else {}),
         },
         "output": {
             "layout": plan.layout,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from converter.adapter import Merged
+
     State = dict[str, Tensor]
 
 
@@ -59,7 +61,8 @@ def hf_model(
     dtype: torch.dtype | None = None,
     state: State | None = None,
 ) -> Any:
-    """GPTNeoForCausalLM, by `from_pretrained`: of a directory, or of tensors in memory.
+    """GPTNeoForCausalLM, by `from_pretrained`: of a directory, or of tensors in memory. With an
+    adapter merged into it, the base with peft's own layers, where peft is installed.
 
     Args:
         dtype: None: float32.
@@ -68,6 +71,8 @@ def hf_model(
     import torch
     from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
+    if checkpoint.merged is not None and state is None and installed("peft"):
+        return _with_peft(checkpoint.merged, device, dtype)
     kind: Any = AutoModelForCausalLM
     place: dict[str, Any] = {"pretrained_model_name_or_path": checkpoint.source.path}
     if not (checkpoint.as_saved and checkpoint.source.hf_config):
@@ -91,6 +96,17 @@ def hf_model(
     _refuse(missing - tied, unexpected - ignored, "transformers", checkpoint)
     model.config.return_dict = True  # else the logits come in a tuple
     return model.to(device).eval()
+
+
+def _with_peft(merged: Merged, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """The adapter as peft runs it, not merged: another arithmetic than ours."""
+    from peft import PeftModel
+
+    base = hf_model(merged.base, device, dtype)
+    with quiet():
+        directory = str(merged.adapter.directory)
+        model = PeftModel.from_pretrained(base, directory, torch_device=str(device))
+    return model.get_base_model().to(dtype).eval() if dtype else model.get_base_model().eval()
 
 
 def hf_config(checkpoint: Checkpoint) -> Any:
@@ -236,7 +252,8 @@ def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     files = dict.fromkeys(stored.file for stored in checkpoint.stored.values())
-    if all(file.suffix == ".safetensors" for file in files) and not checkpoint.source.live:
+    saved = not checkpoint.source.live and checkpoint.merged is None
+    if saved and all(file.suffix == ".safetensors" for file in files):
         loaded = {name: tensor for file in files for name, tensor in load_file(file).items()}
         named = {str(checkpoint.slots[k].name): s.name for k, s in checkpoint.stored.items()}
         named |= {name: name for name in checkpoint.buffers if name in loaded}

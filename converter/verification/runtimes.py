@@ -217,6 +217,8 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
         if checkpoint.layout == "hf":
             model = hf_model(checkpoint, where)
             name = type(model).__name__
+            if checkpoint.merged and installed("peft"):
+                name += f" with peft {installed('peft')}"
             return Library("transformers", name, installed("transformers"), where, model)
         if checkpoint.layout == "hooked" and has_hooked_transformer():
             model = hooked_model(checkpoint, where, torch.float32)
