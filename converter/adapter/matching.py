@@ -147,6 +147,13 @@ def _require_all_there(adapter: Adapter, modules: Mapping[str, Module]) -> None:
             wanted.add("B bias")
         if whole:
             wanted |= {"weight", "bias"} if module.bias else {"weight"}
+        elif module.updated and settings.targets and not target:  # peft would not read them
+            raise UnknownTensor(
+                f"The adapter changes {module.name}, which its config does not name"
+                f" (target_modules: {', '.join(settings.targets)}).",
+                where=str(adapter.directory),
+                do="Config and weights are of different adapters; get both again.",
+            )
         missing = sorted(wanted - set(module.parts))
         if missing:
             raise MissingTensor(
