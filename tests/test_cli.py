@@ -154,6 +154,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     for layout in ("hooked", "bridge"):
         assert f"HF → {layout} → HF: all 56 tensors returned, bit for bit" in result.stdout
+    assert "2 of 56 tensors differ from the original, the others in no bit" in result.stdout
+    assert "out_proj.weight differs by up to 0.19: something else at head 3" in result.stdout
     assert "load_hooked" in result.stdout
     assert (tmp_path / "neoconvert-demo/hf-from-hooked/model.onnx").stat().st_size < 100_000
     assert same(read_all(tmp_path / "neoconvert-demo/hf-from-hooked"), read_all(MODEL))
@@ -175,3 +177,12 @@ def test_demo_really_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = _run("demo", tmp_path / "d")
     assert result.exit_code == 1
     assert "1 of 56 tensors differ" in result.stdout
+
+
+def test_demo_fails_where_the_edit_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converter.demo import tour
+
+    monkeypatch.setattr(tour, "ablate", lambda *_: None)
+    result = _run("demo", tmp_path / "d")
+    assert result.exit_code == 1
+    assert "0 of 56 tensors differ" in result.stdout

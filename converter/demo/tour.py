@@ -1,16 +1,25 @@
-"""`neoconvert demo`: HF -> TL -> HF in both TL layouts, every byte compared; then ONNX beside it."""
+"""`neoconvert demo`: HF -> TL -> HF in both TL layouts, every byte compared; a head ablated in TL and
+brought back; then ONNX beside it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.convert import export_onnx, hf_to_tl, tl_to_hf
 from converter.demo import MODEL
 from converter.display import Display
 from converter.dtypes import same_bits
+from converter.explaining import explain
 from converter.layout import Layout
+from converter.verification.loading import has_hooked_transformer, load_bridge, load_hooked
+
+BLOCK, HEAD = 1, 3
+"""The head that the demo ablates."""
 
 LOAD = """\
 [bold]Load the results[/]
@@ -64,6 +73,7 @@ def run(output: Path, display: Display) -> tuple[dict[str, Any], int]:
             "tensors": n,
             "differing": differing,
         }
+    edit, found = edited(original, output, display)
     with display.progress() as progress:
         added = export_onnx(output / "hf-from-hooked", progress=progress)
     display.conversion(added)
@@ -73,8 +83,58 @@ def run(output: Path, display: Display) -> tuple[dict[str, Any], int]:
             hooked=output / "hooked", bridge=output / "bridge", hf=output / "hf-from-hooked"
         )
     )
-    failed = any(trip["differing"] for trip in trips.values())
-    return {"output": str(output), "round_trips": trips, "onnx": added.to_json()}, int(failed)
+    failed = any(trip["differing"] for trip in trips.values()) or not found
+    return {
+        "output": str(output), "round_trips": trips, "edit": edit, "onnx": added.to_json(),
+    }, int(failed)  # fmt: skip
+
+
+def edited(original: Checkpoint, output: Path, display: Display) -> tuple[dict[str, Any], bool]:
+    """Process, ablate a head in TransformerLens, bring it back; whether `explain` names the head."""
+    layout: Layout = "hooked" if has_hooked_transformer() else "bridge"
+    there, back = output / "processed", output / "hf-from-edited"
+    with display.progress() as progress:
+        done = [
+            hf_to_tl(
+                original, there, layout=layout, process="default", ledger="exact", overwrite=True,
+                progress=progress,
+            )
+        ]  # fmt: skip
+    display.conversion(done[-1])
+    display.say(f"[bold]In TransformerLens[/]: model.blocks[{BLOCK}].attn.W_O[{HEAD}] = 0\n")
+    ablate(there, layout)
+    with display.progress() as progress:
+        done.append(tl_to_hf(open_checkpoint(there), back, overwrite=True, progress=progress))
+    display.conversion(done[-1])
+    told = explain(original, open_checkpoint(back))
+    ablated = (f"transformer.h.{BLOCK}.attn.attention.out_proj.weight", f"head {HEAD}")
+    found = ablated in {(fact.name, fact.place) for fact in told.tensors}
+    changed = [fact for fact in told.tensors if not fact.same]
+    mark = "[green]✓[/]" if found else "[red]✗[/]"
+    display.say(
+        f"{mark} [bold]brought back to Hugging Face's own basis: {len(changed)} of"
+        f" {len(told.tensors)} tensors differ from the original, the others in no bit[/]"
+    )
+    for line in told.lines():
+        display.say(f"  [dim]explain:[/] {escape(line)}")
+    display.say()
+    return {
+        "conversions": [step.to_json() for step in done],
+        "changed": [fact.name for fact in changed],
+        "explained": told.to_json(),
+    }, found
+
+
+def ablate(directory: Path, layout: Layout) -> None:
+    """What a user does: open the model, change it, save its state dict over the file's."""
+    import torch
+    from safetensors.torch import save_file
+
+    model = (load_hooked if layout == "hooked" else load_bridge)(directory)
+    with torch.no_grad():
+        model.blocks[BLOCK].attn.W_O[HEAD] = 0
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors")
 
 
 def differences(a: Checkpoint, b: Checkpoint) -> list[str]:

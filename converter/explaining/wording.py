@@ -67,7 +67,7 @@ def _function(fact: TensorFact) -> str:
 
 def _kept(fact: TensorFact) -> str:
     return (
-        "; no step of TransformerLens does this, yet the function is the same"
+        "; no step of TransformerLens does this, yet its share of the function is unchanged"
         if fact.keeps_function
         else ""
     )
