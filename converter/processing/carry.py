@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from converter.processing.fold_ln import NORMS, FoldLn, fold, identity
 from converter.processing.fold_value_biases import FoldValueBiases
+from converter.processing.portable import mean, total
 from converter.processing.step import (
     FLOAT32,
     Array,
@@ -71,7 +72,7 @@ class Carry(Step):
             width = result[f"{norm}.w"].size
             for w, b in NORMS[norm]:
                 # β reaches every reader, so each must be centred, to better than storage rounds.
-                record[w] = result[b] / (self.c * width) - result[w].mean(-2)
+                record[w] = result[b] / (self.c * width) - mean(result[w], -2)
                 result[w] = result[w] + record[w][..., None, :]
                 result[b] = np.zeros_like(result[b])
             result[f"{norm}.b"] = np.full(width, self.c)
@@ -121,7 +122,7 @@ def _uncarried(unit: Unit, record: Record) -> dict[str, Array]:
             continue
         gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
         for w, b in NORMS[norm]:
-            result[b] = unit.get(b, 0.0) + bias @ unit[w]
+            result[b] = unit.get(b, 0.0) + total(unit[w], -2, bias)
             result[w] = unit[w] * gain[:, None] - record[w][..., None, :]
         result[f"{norm}.w"], result[f"{norm}.b"] = np.ones_like(gain), np.zeros_like(bias)
     return result
@@ -160,5 +161,5 @@ def _null_direction(gain: Array, bias: Array) -> Array:
             direction[channel] = 1 / bias[channel]
         else:
             direction = 1 / gain
-            direction = direction / (bias @ direction)
+            direction = direction / total(direction, 0, bias)
     return np.where(np.isfinite(direction), direction, np.inf)

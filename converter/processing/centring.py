@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from converter.processing.portable import mean
 from converter.processing.step import (
     FLOAT32,
     Array,
@@ -27,8 +28,8 @@ class Centring(Step):
     tensors: tuple[str, ...]
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
-        record = {name: unit[name].mean(-1) for name in self.tensors if name in unit}
-        return dict(unit) | {n: unit[n] - mean[..., None] for n, mean in record.items()}, record
+        record = {name: mean(unit[name], -1) for name in self.tensors if name in unit}
+        return dict(unit) | {n: unit[n] - means[..., None] for n, means in record.items()}, record
 
     def undo(
         self,
@@ -36,7 +37,7 @@ class Centring(Step):
         record: Record,
         rounding: Rounding = FLOAT32,
     ) -> dict[str, Array]:
-        return dict(unit) | {n: unit[n] + mean[..., None] for n, mean in record.items()}
+        return dict(unit) | {n: unit[n] + means[..., None] for n, means in record.items()}
 
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
         return {name: shapes[name][:-1] for name in self.tensors if name in shapes}

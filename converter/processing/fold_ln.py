@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.processing.portable import mean, total
 from converter.processing.step import (
     FLOAT32,
     Array,
@@ -67,11 +68,11 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
         if w not in unit:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
-            result[b] = unit.get(b, 0.0) + bias @ unit[w]
+            result[b] = unit.get(b, 0.0) + total(unit[w], -2, bias)
             folded = unit[w] * gain[:, None]
-            mean = folded.mean(-2)
-            folded -= mean[..., None, :]
-        record[f"{w}.mean"] = mean
+            means = mean(folded, -2)
+            folded -= means[..., None, :]
+        record[f"{w}.mean"] = means
         lost = _lost(unit[w], folded, gain)
         if lost.size:
             record[f"{w}.rows"], record[f"{w}.kept"] = lost, unit[w][..., lost, :].copy()
@@ -84,7 +85,7 @@ def _lost(w: Array, folded: Array, gain: Array) -> NDArray[np.int32]:
     """Channels whose rows cannot be undone: rounding of W' over |g| is large beside the row."""
     row = _row_max(w)
     with np.errstate(all="ignore"):
-        scale = np.maximum(row, row.mean() / _WORST)  # a zero row may come back as rounding
+        scale = np.maximum(row, mean(row, 0) / _WORST)  # a zero row may come back as rounding
         good = _row_max(folded) <= _WORST * np.abs(gain) * scale
     return np.flatnonzero(~good | (gain == 0)).astype(np.int32)
 
@@ -120,7 +121,8 @@ class FoldLn(Step):
                 result[w] = _unfolded(unit, record, norm, w, gain, rounding)
                 with np.errstate(over="ignore", invalid="ignore"):
                     # The gain and bias that a user gave the folded LayerNorm, if any, count.
-                    result[b] = unit[b] + unit[f"{norm}.b"] @ unit[w] - bias @ result[w]
+                    result[b] = unit[b] + total(unit[w], -2, unit[f"{norm}.b"])
+                    result[b] -= total(result[w], -2, bias)
             result[f"{norm}.w"], result[f"{norm}.b"] = gain, bias
         return result
 

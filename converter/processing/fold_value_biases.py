@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.processing.portable import total
 from converter.processing.step import (
     FLOAT32,
     Array,
@@ -37,7 +38,7 @@ class FoldValueBiases(Step):
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         if B_V not in unit or not unit[B_V].any():
             return dict(unit), {}
-        moved = np.tensordot(unit[B_V], unit[W_O], 2)
+        moved = _moved(unit[B_V], unit[W_O])
         result = dict(unit) | {B_O: unit[B_O] + moved, B_V: np.zeros_like(unit[B_V])}
         return result, {B_V: unit[B_V]}
 
@@ -49,7 +50,7 @@ class FoldValueBiases(Step):
     ) -> dict[str, Array]:
         if B_V not in record:
             return dict(unit)
-        moved = np.tensordot(record[B_V], unit[W_O], 2)
+        moved = _moved(record[B_V], unit[W_O])
         return dict(unit) | {B_O: unit[B_O] - moved, B_V: unit[B_V] + record[B_V]}
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
@@ -63,3 +64,8 @@ class FoldValueBiases(Step):
         if B_V not in unit:
             return None
         return State.NOT_APPLIED if unit[B_V].any() else State.NOTHING_TO_DO
+
+
+def _moved(b_v: Array, w_o: Array) -> Array:
+    """Σ b_V·W_O [d_model] of [n, h] and [n, h, d_model]."""
+    return total(w_o.reshape(-1, w_o.shape[2]), 0, b_v.reshape(-1))

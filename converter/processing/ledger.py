@@ -6,7 +6,7 @@ exact    also the residue of every matrix over a prediction of it: the bits come
 
 The prediction is `undo_all` of the processed weights *as they were stored*, with the records
 *as they are stored here*, cast to the original dtype. Steps undo matrices portably (see `Step`),
-so it has the same bits on every machine, whatever its BLAS. It is made for each tensor from few
+so it has the same bits on every machine. It is made for each tensor from few
 others (`reads`): an edit of one processed tensor leaves the others exact.
 
 Names: `{prefix}{step}.{key}` for records, `{prefix}original.{tensor}` for originals kept outright,

@@ -72,10 +72,11 @@ class Step(ABC):
     A step whose tensors a unit lacks leaves it as it is, and its record is empty.
 
     `undo` also takes weights that were *edited* after processing: it gives weights of the same
-    function as the edited ones, in the original basis. And it is *portable*: what it gives for
-    a matrix is made of elementwise IEEE operations and sums in a fixed order, so that its bits
-    are the same on every machine (an exact ledger stores the difference from them). Biases may
-    need sums of products in any order; a ledger keeps the original ones outright.
+    function as the edited ones, in the original basis.
+
+    Both are *portable* (`converter.processing.portable`): the same bits on every machine, so that
+    digests mean something. An exact ledger stores the difference from what `undo` gives for a
+    matrix: no later version may give other bits for the records of an earlier one.
     """
 
     name: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
+from converter.convert import tl_to_hf
 from converter.dtypes import CODES, same_bits
 from converter.errors import CorruptFile
 from converter.processing import DEFAULT, STEPS, Carry, Step, absorb, apply_all, parse
@@ -392,3 +396,23 @@ def test_the_prediction_uses_no_blas(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays: Tensors = {name: array.view(Other) for name, array in ledger.arrays.items()}
     restored = decode_unit(replace(ledger, arrays=arrays), strange)
     assert_same({n: replace(r, array=np.asarray(r.array)) for n, r in restored.items()}, original)
+
+
+@pytest.mark.parametrize(
+    ("code", "digest"),
+    [
+        ("f32", "5a201f4519befe43771474ef4e814fe8511927d4d4427390557a13b4787b00e5"),
+        ("f16", "430626631f7ea5bfc0ac8affd2600483de53c1db8b7a82d2b99aff25f359fb84"),
+    ],
+)
+def test_an_exact_ledger_of_the_first_version_is_undone_to_the_last_bit(
+    code: str, digest: str, tmp_path: Path
+) -> None:
+    """All five steps, decomposed by LAPACK, with heads of low rank and hard gains."""
+    written = Path(__file__).parent / "ledgers" / code
+    done = tl_to_hf(written, tmp_path / "back", reverse="exact", check=False)
+    assert done.route.reverse == "exact"
+    found = hashlib.sha256()
+    for name, array in sorted(load_file(tmp_path / "back" / "model.safetensors").items()):
+        found.update(name.encode() + array.tobytes())
+    assert found.hexdigest() == digest

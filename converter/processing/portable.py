@@ -1,0 +1,308 @@
+"""Sums, products and decompositions in float64 whose bits are the same on every machine.
+
+BLAS, LAPACK and NumPy's reductions choose the order of their sums, and whether to fuse a product
+into them, by the processor, the number of threads and the layout in memory. Here there are only
+elementwise operations that IEEE 754 rounds correctly (+, -, ·, /, √), sums in a fixed order, and
+in `matmul` sums that are exact in any order. Heads do not meet: each is computed by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+_BLOCK = 2**17
+"""Elements summed at a time: what is halved stays in cache, and memory is bounded."""
+_RIGHT_ANGLE = 2.0**-49
+"""Columns are at right angles whose product is no more than this part of their norms'."""
+_SWEEPS = 60
+"""Six or seven are usual."""
+_NEAR = 2.0**-10
+"""How far columns may be from orthonormal for one more Cholesky factorisation to make them so."""
+
+
+def total(array: Array, axis: int, weights: Array | None = None) -> Array:
+    """The sum over an axis, of `array` times `weights` [the axis's length] where given.
+
+    The second half is added to the first until one is left, whatever the layout in memory.
+    """
+    front = np.moveaxis(array, axis, 0)
+    size, rest = len(front), front.shape[1:]
+    if not front.size:
+        return np.zeros(rest)
+    result = np.empty(rest or (1,))
+    front = front.reshape(size, *(rest or (1,)))
+    wide = int(np.argmax(result.shape))
+    step = max(1, _BLOCK * result.shape[wide] // front.size)
+    for start in range(0, result.shape[wide], step):
+        part = (slice(None),) * wide + (slice(start, start + step),)
+        block = front[(slice(None), *part)]
+        if weights is None:
+            block = block.copy(order="K")
+        else:
+            block = block * weights.reshape(-1, *[1] * result.ndim)
+        result[part] = _halved(block)
+    return result.reshape(rest)
+
+
+def mean(array: Array, axis: int) -> Array:
+    """The mean over an axis."""
+    result: Array = total(array, axis) / array.shape[axis]
+    return result
+
+
+def _halved(block: Array) -> Array:
+    """The sum over the first axis. `block` is overwritten."""
+    size = len(block)
+    while size > 1:
+        half = (size + 1) // 2
+        block[: size - half] += block[half:size]
+        size = half
+    result: Array = block[0]
+    return result
+
+
+def matmul(left: Array, right: Array) -> Array:
+    """left [n, a, k] · right [n, k, b]: as accurate as float64 is, and no sum is rounded.
+
+    Each row of `left` and each column of `right` is cut into slices of so few bits that sums of
+    products of them are exact: BLAS may add these up as it likes (K. Ozaki et al., "Error-free
+    transformations of matrix multiplication", 2012).
+    """
+    a_size, b_size = _power_of_two(left, 2), _power_of_two(right, 1)
+    result = _product(_slices(left / a_size, left.shape[2]), right / b_size)
+    result *= a_size
+    result *= b_size
+    return result
+
+
+def _product(across: Array, right: Array) -> Array:
+    """The matrix [n, a, k] of these slices [n, a, 3·k], times `right` [n, k, b] of elements below
+    one."""
+    k = right.shape[1]
+    down = _slices(right.swapaxes(1, 2), k, order=(2, 1, 0)).swapaxes(1, 2)
+    result: Array = across @ down  # the least first: slices i of one, and 2 - i of the other
+    result += across[:, :, : 2 * k] @ down[:, k:]
+    result += across[:, :, :k] @ down[:, 2 * k :]
+    return result
+
+
+def _gram(slices: Array, count: int) -> Array:
+    """xᵀx [n, h, h] of the x [n, d, h] of these slices [n, d, 3·h]; `count` of them are used."""
+    h = slices.shape[2] // 3
+    products = slices[:, :, :h].swapaxes(1, 2) @ slices[:, :, : count * h]
+    result = np.zeros((len(slices), h, h))
+    if count == 3:
+        second = slices[:, :, h : 2 * h]
+        result += products[:, :, 2 * h :]
+        result += result.swapaxes(1, 2).copy()
+        result += second.swapaxes(1, 2) @ second
+    large = products[:, :, h : 2 * h]
+    result += large + large.swapaxes(1, 2)
+    result += products[:, :, :h]
+    return result
+
+
+def _slices(x: Array, summed: int, order: tuple[int, ...] = (0, 1, 2)) -> Array:
+    """x [n, a, k] of elements below two, in slices [n, a, 3·k].
+
+    With b bits a slice, the first is a multiple of 2^-b and the next ones each of 2^-b times that.
+    Sums of 3·`summed` products of two are then below 2^53 of their unit.
+    """
+    n, a, k = x.shape
+    bits = (53 - math.ceil(math.log2(3 * summed))) // 2
+    result, rest = np.empty((n, a, 3, k)), x.copy(order="K")
+    for i, place in enumerate(order, 1):
+        rounder = 1.5 * 2.0 ** (52 - i * bits)  # adding it leaves no bits below 2^(-i·bits)
+        part = result[:, :, place]
+        np.add(rest, rounder, out=part)
+        part -= rounder
+        if i < len(order):
+            rest -= part
+    return result.reshape(n, a, 3 * k)
+
+
+def _power_of_two(x: Array, axis: int | tuple[int, ...]) -> Array:
+    """The one above the largest element along `axis`, kept."""
+    largest = np.maximum(x.max(axis, keepdims=True), -x.min(axis, keepdims=True))
+    result: Array = np.ldexp(1.0, np.clip(np.frexp(largest)[1], -1000, 1000))
+    return result
+
+
+class Basis(NamedTuple):
+    """Orthonormal columns [n, d, h]: a matrix that is nearly so, in slices, times a correction."""
+
+    slices: Array
+    correction: Array
+
+    def times(self, x: Array) -> Array:
+        """These columns times x [n, h, b] of elements below one."""
+        return _product(self.slices, matmul(self.correction, x))
+
+
+def qr(matrix: Array) -> tuple[Basis, Array]:
+    """matrix [n, d, h] with d >= h -> orthonormal columns, R [n, h, h] upper.
+
+    They are orthonormal whatever the rank. By Cholesky factorisation of the Gram matrix, twice
+    (Y. Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", 2015); heads too
+    close to dependent for that, by Householder's reflections.
+    """
+    _, d, h = matrix.shape
+    size = _power_of_two(matrix, 1)
+    scaled = matrix / size
+    slices = _slices(scaled, d)
+    rough, good = _cholesky(_gram(slices, 2))
+    # Of few bits, so that it makes a cheap product; how good it is, is measured.
+    inverse = _inverse(rough)
+    inverse_size = _power_of_two(inverse, 1)
+    first = np.ascontiguousarray(_slices(inverse / inverse_size, d)[:, :, :h])
+    near = slices[:, :, 2 * h :] @ first
+    near += slices[:, :, h : 2 * h] @ first
+    near += slices[:, :, :h] @ first
+    near *= inverse_size
+    slices = _slices(near, d)
+    gram = _gram(slices, 3)
+    with np.errstate(invalid="ignore"):
+        good &= (np.abs(gram - np.eye(h)) <= _NEAR).all((1, 2))
+    gram[~good] = np.eye(h)
+    second, _ = _cholesky(gram)
+    r, correction = matmul(second, _inverse(first * inverse_size)), _inverse(second)
+    for head in np.flatnonzero(~good):
+        basis, r[head] = _householder(scaled[head])
+        slices[head] = _slices(basis[None], d)[0]
+    return Basis(slices, correction), r * size
+
+
+def _cholesky(gram: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Upper R [n, h, h] with RᵀR = gram, and which heads are positive definite enough; of the
+    others R is invertible, and no more."""
+    result, good = np.zeros_like(gram), np.ones(len(gram), np.bool_)
+    rest = gram.copy()
+    diagonal = np.diagonal(gram, axis1=1, axis2=2)
+    for k in range(gram.shape[1]):
+        fine = rest[:, k, k] > _NEAR**4 * diagonal[:, k]
+        good &= fine
+        rest[~fine, k, k:] = 0
+        root = np.sqrt(np.where(fine, rest[:, k, k], 1))
+        result[:, k, k:] = rest[:, k, k:] / root[:, None]
+        result[:, k, k] = root
+        row = result[:, k, k + 1 :]
+        rest[:, k + 1 :, k + 1 :] -= row[:, :, None] * row[:, None, :]
+    return result, good
+
+
+def _inverse(upper: Array) -> Array:
+    """The inverse of an upper triangular matrix [n, h, h]."""
+    h = upper.shape[1]
+    result = np.zeros_like(upper)
+    result[:, np.arange(h), np.arange(h)] = 1
+    for k in range(h - 1, -1, -1):
+        row = result[:, k, k:]
+        row /= upper[:, k, k, None]
+        result[:, :k, k:] -= upper[:, :k, k, None] * row[:, None]
+    return result
+
+
+def _householder(matrix: Array) -> tuple[Array, Array]:
+    """matrix [d, h] -> Q [d, h] with orthonormal columns, R [h, h]: slow, and never at a loss."""
+    d, h = matrix.shape
+    rest, q = matrix.T.copy(), np.eye(h, d)
+    reflections = np.zeros((h, d))
+    for k in range(h):
+        x, v = rest[k, k:], reflections[k, k:]
+        largest = np.abs(x).max()
+        if largest == 0:
+            continue  # in the span of those before
+        v[:] = x / _power_of_two(x, 0)
+        norm = np.sqrt(total(v * v, 0))
+        v[0] += np.copysign(norm, v[0])
+        v /= np.sqrt(norm * np.abs(v[0]))  # |v|² = 2·norm·|v[0]|, so this makes it √2 long
+        _reflect(rest[k:, k:], v)
+        rest[k, k + 1 :] = 0
+    for k in range(h - 1, -1, -1):
+        _reflect(q[k:, k:], reflections[k, k:])
+    return q.T, rest[:, :h].T
+
+
+def _reflect(rows: Array, v: Array) -> None:
+    """rows ← rows·(1 − vvᵀ)."""
+    rows -= total(rows, 1, v)[:, None] * v
+
+
+def svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """matrix [n, h, h] -> U [n, h, h], S [n, h] descending, Vᵀ [n, h, h], as NumPy's.
+
+    U and V are orthonormal whatever the rank. By one-sided Jacobi rotations: columns are turned in
+    pairs until all are at right angles, which makes them U·S; then V·S is matrixᵀ·U.
+    """
+    signs = np.zeros_like(matrix)
+    own = np.arange(matrix.shape[1])
+    basis, r = qr(_at_right_angles(matrix))
+    signs[:, own, own] = np.copysign(1.0, r[:, own, own])
+    u = basis.times(signs)
+    basis, r = qr(matmul(matrix.swapaxes(1, 2), u))
+    s = r[:, own, own]
+    signs[:, own, own] = np.copysign(1.0, s)
+    return u, np.abs(s), basis.times(signs).swapaxes(1, 2)
+
+
+def _at_right_angles(matrix: Array) -> Array:
+    """matrix·V [n, h, h] for the rotation V that makes its columns orthogonal, the longest first."""
+    size = _power_of_two(matrix, (1, 2))
+    result, heads = np.empty_like(matrix), np.arange(len(matrix))
+    work = (matrix / size).transpose(1, 2, 0)  # [row, column, head]
+    for _ in range(_SWEEPS):
+        norms = _halved(work * work)
+        order = np.argsort(-norms, axis=0, kind="stable")
+        work = np.take_along_axis(work, order[None], 1)
+        result[heads] = work.transpose(2, 0, 1)
+        work, turned = _sweep(work, np.take_along_axis(norms, order, 0))
+        work, heads = work[:, :, turned], heads[turned]
+        if not heads.size:
+            break
+    return result * size
+
+
+def _sweep(work: Array, norms: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Every pair of columns turned once, as neighbours that then change places (F. Luk and H. Park,
+    1989); and of which heads any pair was turned. `norms` are squared [column, head]."""
+    rows, h, n = work.shape
+    # Even and odd columns, each with its squared norm and the factor it is still to be scaled by:
+    # a rotation is then two products and two sums (W. Gentleman, 1973).
+    columns = [np.ascontiguousarray(work[:, i::2]) for i in (0, 1)]
+    norm, scale = [norms[0::2], norms[1::2]], [np.ones((len(norms[i::2]), n)) for i in (0, 1)]
+    spare = [np.empty_like(side) for side in columns]
+    products = np.empty((rows, h // 2, n))
+    turned = np.zeros(n, np.bool_)
+    for step in range(h):
+        i, j = step % 2, 1 - step % 2
+        pairs = (h - i) // 2
+        here, there = slice(0, pairs), slice(i, i + pairs)
+        x, y = columns[i][:, here], columns[j][:, there]
+        a, b, p, q = norm[i][here], norm[j][there], scale[i][here], scale[j][there]
+        product = _halved(np.multiply(x, y, out=products[:, :pairs])) * (p * q)
+        with np.errstate(all="ignore"):
+            turn = np.abs(product) > _RIGHT_ANGLE * np.sqrt(np.maximum(a * b, 0))
+            zeta = (b - a) / (2 * product)
+            tangent = np.copysign(1.0, zeta) / (np.abs(zeta) + np.sqrt(1 + zeta * zeta))
+            tangent = np.where(turn, tangent, 0)
+        turned |= turn.any(0)
+        cosine, moved = 1 / np.sqrt(1 + tangent * tangent), tangent * product
+        new_x, new_y = spare[j][:, there], spare[i][:, here]
+        np.multiply(y, tangent * (q / p), out=new_x)
+        np.subtract(x, new_x, out=new_x)
+        np.multiply(x, tangent * (p / q), out=new_y)
+        np.add(y, new_y, out=new_y)
+        spare[i][:, pairs:], spare[j][:, :i] = columns[i][:, pairs:], columns[j][:, :i]
+        spare[j][:, i + pairs :] = columns[j][:, i + pairs :]
+        norm[i][here], norm[j][there] = b + moved, a - moved
+        scale[i][here], scale[j][there] = q * cosine, p * cosine
+        columns, spare = spare, columns
+    result = np.empty_like(work)
+    for i in (0, 1):
+        np.multiply(columns[i], scale[i], out=result[:, i::2])
+    return result, turned
