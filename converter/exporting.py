@@ -193,7 +193,7 @@ def add_graph(
             source, weights=graph.weights, with_past=graph.with_past, hooks=graph.hooks,
             file_name=stage.name,
         )  # fmt: skip
-        route = replace(plain(source), absorbs=False)
+        route = replace(plain(source), scale=source.config.score_divisors)
         verification = checking.verify(source, open_graph(stage, str(path)), route)
         if verification:
             require_verified(verification)

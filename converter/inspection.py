@@ -1,4 +1,4 @@
-"""What a checkpoint is, from its headers and configs; no weight is read."""
+"""What a checkpoint is, from its headers and configs. No matrix is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from converter.checkpoint import Checkpoint
 from converter.dtypes import NAMES
 from converter.opening import Given, graphs_in, open_artifact
+from converter.routing import recorded_steps
 
 
 def inspect(given: Given) -> Inspection:
@@ -41,11 +42,10 @@ class Inspection:
 
     @property
     def steps(self) -> list[str]:
-        """Processing steps, as provenance says or as the state of the files shows."""
-        recorded = (self.checkpoint.source.provenance or {}).get("steps")
-        if isinstance(recorded, list):
-            return [str(step) for step in recorded]
-        return ["fold_ln"] if self.checkpoint.config.folded else []
+        """Processing steps, as provenance says, where it is of these weights, or as the state of the
+        files shows."""
+        recorded = list(recorded_steps(self.checkpoint))
+        return recorded or (["fold_ln"] if self.checkpoint.config.folded else [])
 
     def to_json(self) -> dict[str, Any]:
         """The keys that DESIGN's JSON contract names, and more."""

@@ -51,8 +51,9 @@ class Route:
     reverse: str = "none"
     remarks: tuple[str, ...] = ()
     """What a person should know of what was found and decided."""
-    absorbs: bool = True
-    """Whether attention scales go into W_Q and b_Q, as GPT-Neo needs it."""
+    scale: tuple[float, ...] = ()
+    """What the target divides the scores of each layer by; W_Q and b_Q are that much larger.
+    GPT-Neo divides by nothing."""
 
     name = "plain"
     whole_units = False
@@ -60,8 +61,12 @@ class Route:
 
     @property
     def target_config(self) -> NeoConfig:
-        divisors = () if self.absorbs else self.source.config.score_divisors
-        return replace(self.source.config, folded=self.folded, score_divisors=divisors)
+        return replace(self.source.config, folded=self.folded, score_divisors=self.scale)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether W_Q and b_Q take up another scale of the scores than they had."""
+        return self.source.config.score_divisors != self.scale
 
     def code(self, key: str) -> str:
         """The storage dtype the target keeps unless told otherwise."""
@@ -69,10 +74,11 @@ class Route:
 
     def make(self, unit: Tensors, layer: int | None) -> Made:
         """The target's unit from the source's."""
-        divisors = self.source.config.score_divisors
-        if not divisors or layer is None or not self.absorbs:
+        if layer is None or not self.rescales:
             return Made(unit)
-        return Made({n: unscaled(n, array, divisors[layer]) for n, array in unit.items()})
+        before, after = self.source.config.score_divisors, self.scale
+        divisor = (before[layer] if before else 1.0) / (after[layer] if after else 1.0)
+        return Made({n: unscaled(n, array, divisor) for n, array in unit.items()})
 
     def run(
         self, read: Callable[[str], Array] | None = None

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerFile, open_ledger
+from converter.checkpoint.provenance import describes
 from converter.checkpoint.source import LEDGER
 from converter.dtypes import cast, same_bits, sha256
 from converter.errors import CannotUndo, UsageError
@@ -22,10 +25,34 @@ _HEAD_READERS = {"fold_ln", "center_writing_weights", "center_unembed"}
 
 
 def recorded_steps(source: Checkpoint) -> tuple[str, ...]:
-    """The steps that provenance says the source has gone through, in order."""
+    """The steps that provenance says the source has gone through, in order; not those of other
+    weights, and not those that most LayerNorms and biases deny."""
     recorded = (source.source.provenance or {}).get("steps", [])
     names = [str(name) for name in recorded] if isinstance(recorded, list) else []
-    return tuple(step.name for step in in_order(names))
+    if not names or not describes(source):
+        return ()
+    denied = _denied(source)
+    return tuple(step.name for step in in_order(names) if step.name not in denied)
+
+
+def _denied(source: Checkpoint) -> set[str]:
+    """Steps that by their vectors alone most units have not gone through."""
+    told: dict[str, list[bool]] = {}
+    for slots in groups(source.slots, whole=True):
+        unit = {
+            s.local: source.tensor(s.key, "F64")
+            for s in slots
+            if s.local.rsplit(".", 1)[-1].startswith(("b", "w"))
+        }
+        coarsest = max((Rounding.of(source.code(s.key)) for s in slots), key=lambda r: r.relative)
+        with np.errstate(invalid="ignore", over="ignore"):
+            states = detect(unit, coarsest)
+        if Carry().state(unit, coarsest) is State.APPLIED:
+            states.pop("fold_ln", None)  # what was folded is carried by the LayerNorm
+        for name, state in states.items():
+            if state is not State.NOTHING_TO_DO:
+                told.setdefault(name, []).append(state is State.NOT_APPLIED)
+    return {name for name, no in told.items() if 2 * sum(no) > len(no)}
 
 
 def plain(source: Checkpoint) -> Route:
@@ -181,8 +208,7 @@ def between(original: Checkpoint, artifact: Checkpoint) -> Route:
 
 def unprocessed(original: Checkpoint, artifact: Checkpoint) -> Route:
     """The route to an artifact that has the original's own weights."""
-    same_scale = original.config.score_divisors == artifact.config.score_divisors
-    return replace(plain(original), absorbs=not same_scale)
+    return replace(plain(original), scale=artifact.config.score_divisors)
 
 
 def edited_tensors(source: Checkpoint, ledger: LedgerFile) -> frozenset[str]:

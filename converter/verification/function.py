@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from converter.errors import BadInput, NeoconvertError, VerificationFailed
+from converter.processing import STEPS
 from converter.progress import Progress
 from converter.route import Expected, Route
 from converter.verification.criterion import Criterion
@@ -21,7 +22,13 @@ from converter.verification.program import examine_program
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
 from converter.verification.runtimes import Runtime, open_runtime
-from converter.verification.standard import Standard, changed_function, noise_of, standard_for
+from converter.verification.standard import (
+    Standard,
+    changed_function,
+    departs,
+    noise_of,
+    standard_for,
+)
 from converter.verification.subjects import Subject
 
 _SMALL = 1e10
@@ -55,12 +62,15 @@ def compare_function(
     seed: int,
     say: Progress,
     same_weights: bool = False,
+    explained: Collection[str] | None = None,
     criterion: Criterion | None = None,
 ) -> Comparison:
     """Run the original and then each artifact, and judge every probe.
 
     Args:
         same_weights: the stored weights are known to be what the route makes.
+        explained: they are that by these steps, within the rounding of other arithmetic than
+            ours, and are judged as they are stored.
         criterion: what the artifact is held to instead of the noise floor.
 
     Raises: see `converter.verification.verify`.
@@ -82,8 +92,13 @@ def compare_function(
         standards: dict[tuple[str, ...], Standard] = {}
         for subject in subjects:
             codes = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
+            itself = explained is not None and subject.checkpoint.complete
+            if itself:
+                codes += tuple(sorted({str(s.file) for s in subject.checkpoint.stored.values()}))
             if codes not in standards:
-                standard, noise = standard_for(route, subject.checkpoint, true, own, seed, say)
+                standard, noise = standard_for(
+                    route, subject.checkpoint, true, own, seed, say, itself=itself
+                )
                 if not standards:
                     if standard.reference is not true:
                         noise = noise_of(original, true, seed)
@@ -94,6 +109,11 @@ def compare_function(
                     standard = replace(standard, reference=true, costs=[None] * len(probes))
                 standards[codes] = standard
                 problems += changed_function(route, true, standard, max_ratio, seed, say)
+                if itself and explained is not None and criterion is None:
+                    problems += departs(
+                        subject.checkpoint, true, standard, max_ratio, seed, say,
+                        decomposed=STEPS[-1].name in explained,
+                    )  # fmt: skip
             standard = standards[codes]
             runtime = _open(subject)
             ran.append(info(runtime, "artifact"))
@@ -117,7 +137,9 @@ def compare_function(
                 problems += criterion.exceeded_by_all([run for run in found if run], texts)
             else:
                 say(f"{runtime.what}: float64")
-                evidence = _program(runtime, subject, route, true, standard, same_weights, seed)
+                evidence = _program(
+                    runtime, subject, route, true, standard, same_weights, itself, seed
+                )
                 program.append(evidence)
                 if evidence.failed:
                     problems.append(f"The program is not GPT-Neo's: it {evidence}.")
@@ -133,6 +155,7 @@ def _program(
     true: Forward,
     standard: Standard,
     same_weights: bool,
+    itself: bool,
     seed: int,
 ) -> Evidence:
     """The program link of one subject, on its own stored weights; where a graph does not say
@@ -141,8 +164,8 @@ def _program(
     source: Source = artifact
     if not artifact.complete:
         source = Expected(route, {key: artifact.code(key) for key in artifact.slots})
-    moved = not route.whole_units and not (route.absorbs and route.source.config.score_divisors)
-    known = same_weights and (moved or standard.reference is not true)
+    moved = not route.whole_units and not route.rescales
+    known = itself or (same_weights and (moved or standard.reference is not true))
     name = runtime.what if artifact.graph is None else f"{artifact.graph.name} ({runtime.what})"
     return examine_program(
         runtime, source, true.probes, standard.floors, name,

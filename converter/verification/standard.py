@@ -19,6 +19,9 @@ from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.runtimes import exact_float32
 
+_DECOMPOSED = 8
+"""TransformerLens's decompositions in float32 cost as much as this many roundings of its storage:
+17 times what one does to the function was measured, of 64 allowed; without them 1.8, of 8."""
 _FEW = 64
 """Positions up to which a probe is cheap for any model."""
 
@@ -43,10 +46,16 @@ def standard_for(
     own: Sequence[Errors | None],
     seed: int,
     say: Progress,
+    *,
+    itself: bool = False,
 ) -> tuple[Standard, list[list[Errors]]]:
-    """What this artifact is held to, and the noise that went into it."""
+    """What this artifact is held to, and the noise that went into it.
+
+    `itself`: to its own stored weights, which have been judged.
+    """
     probes, device = true.probes, true.final[0].device
-    rounded, reference = rounding(route, artifact), true
+    rounded: Source | None = artifact if itself else rounding(route, artifact)
+    reference = true
     costs: list[Errors | None] = [None] * len(probes)
     if rounded is not None:
         say("reference: float64, weights rounded")
@@ -73,8 +82,7 @@ def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
         computed = route.whole_units and CODES[b].itemsize < 4
         return CODES[b].itemsize <= CODES[a].itemsize and (a != b or computed)
 
-    absorbs = route.absorbs and bool(original.config.score_divisors)
-    if not absorbs and not any(rounds(key) for key in original.stored):
+    if not route.rescales and not any(rounds(key) for key in original.stored):
         return None
     return Expected(route, {key: artifact.code(key) for key in artifact.slots})
 
@@ -104,6 +112,34 @@ def changed_function(
     say("what storing the source had cost")
     floors = storage_floors(route.source, true, seed)
     return problems or _departs(route, true, floors, limit, "what storing the source cost")
+
+
+def departs(
+    artifact: Checkpoint,
+    true: Forward,
+    standard: Standard,
+    limit: float,
+    seed: int,
+    say: Progress,
+    *,
+    decomposed: bool,
+) -> list[str]:
+    """A sentence where an artifact's stored weights compute another function than the original's,
+    by more than moving them at random within their rounding does.
+
+    `decomposed`: the heads are in a basis of TransformerLens's making, in float32.
+    """
+    say("what storing the artifact costs")
+    limit *= _DECOMPOSED if decomposed and CODES[artifact.dtype].itemsize >= 4 else 1
+    floors = storage_floors(artifact, standard.reference, seed)
+    for probe, spent, floor in zip(true.probes, standard.costs, floors, strict=True):
+        ratio = spent.ratio(floor) if spent else 0.0
+        if not ratio <= limit:
+            return [
+                f"The stored weights compute another function (probe {probe.name!r},"
+                f" {ratio:.3g} times what rounding them does)."
+            ]
+    return []
 
 
 def _departs(

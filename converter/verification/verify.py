@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.provenance import made_from
 from converter.choices import flags, of_kind, one_of
 from converter.errors import MissingTensor, UsageError
 from converter.opening import Given, open_artifact
@@ -142,7 +141,7 @@ def verify(
     )  # fmt: skip
     if "weights" in checks:
         graphs = [] if runtime == "torch" else graphs_of(artifact)
-        result = _with_weights(result, route, artifact, graphs, told, say)
+        result, route = _with_weights(result, route, artifact, graphs, told, say)
     if "function" in checks:
         if probes is None:
             probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
@@ -165,10 +164,9 @@ def _with_weights(
     graphs: Sequence[Checkpoint],
     told: bool,
     say: Progress,
-) -> Verification:
-    """The artifact's weights, and those of each graph that has weights of its own.
-
-    `told`: the route is known, and not only a guess.
+) -> tuple[Verification, Route]:
+    """The artifact's weights, and those of each graph that has weights of its own; and the route
+    that they show. `told`: the route is known, and no claim.
     """
     lossy = result.criterion is not None
     others = [graph for graph in graphs if graph is not artifact]
@@ -184,6 +182,9 @@ def _with_weights(
             )
         else:
             checked.append(compare_weights(route, one, say, partial=lossy))
+            if one is artifact and not (checked[0].passed or told or lossy):
+                checked[0], route, more = _by_weights_alone(checked[0], route, artifact, say)
+                remarks += more
             if one is not artifact:
                 name = graph_name(one, artifact)
                 problems += [f"{name}: {p}" for p in _weight_problems(checked[-1])]
@@ -191,15 +192,8 @@ def _with_weights(
         checked.append(compare_structure(route, graph))
         remarks += _unknown_nodes(graph)
     if not checked:
-        return replace(result, remarks=tuple(remarks))
+        return replace(result, remarks=tuple(remarks)), route
     weights = joined(checked)
-    if weights.mismatches and not told and not made_from(artifact, route.source):
-        same = compare_weights(unprocessed(route.source, artifact), artifact, say)
-        if same.mismatches:
-            weights, remark = _explained(weights, route.source, artifact, say)
-            remarks += remark
-        else:
-            weights = replace(weights, mismatches=())
     if not problems or weights.config or weights.nodes:
         problems += _weight_problems(weights)
     if lossy:
@@ -207,13 +201,14 @@ def _with_weights(
         problems = (
             _weight_problems(replace(weights, mismatches=(), nodes=())) if weights.compared else []
         )
-    return replace(
+    result = replace(
         result,
         weights=weights,
         problems=(*result.problems, *problems),
         remarks=tuple(remarks),
         first_divergence=None if lossy else _first(weights),
     )
+    return result, route
 
 
 def _left_to_limits(check: WeightCheck, known: Sequence[Checkpoint]) -> list[str]:
@@ -236,29 +231,39 @@ def _left_to_limits(check: WeightCheck, known: Sequence[Checkpoint]) -> list[str
     return remarks
 
 
-def _explained(
-    check: WeightCheck, original: Checkpoint, artifact: Checkpoint, say: Progress
-) -> tuple[WeightCheck, list[str]]:
-    """TransformerLens's own processing leaves no provenance, and not our bits: the steps that it
-    took are found from the weights. What they do not account for stays a mismatch."""
+def _by_weights_alone(
+    check: WeightCheck, route: Route, artifact: Checkpoint, say: Progress
+) -> tuple[WeightCheck, Route, list[str]]:
+    """The artifact is not what it says, or does not say what it is. It may be the original
+    unprocessed, or by other steps, ours or TransformerLens's; what these do not account for stays a
+    mismatch."""
+    claims = bool((artifact.source.provenance or {}).get("route"))
+    wrong = "Its neoconvert.json does not lead from this original to it. " if claims else ""
+    raw = unprocessed(route.source, artifact)
+    same = compare_weights(raw, artifact, say)
+    if same.passed:
+        return same, raw, [wrong + "It has the original's own weights."] if claims else []
     if not artifact.complete:
-        return check, []
-    from converter.explaining import explain
+        return check, route, []
+    from converter.explaining import account
 
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is what may be wrong
-        found = explain(original, artifact, progress=say)
-    left = tuple(m for m in check.mismatches if {m.key, m.tensor} & set(found.unexplained))
-    if not found.steps or found.cast or not (left or found.verdict == "same-function"):
-        return check, []
-    done = [step for step in found.steps if step not in found.undone]
-    changes = ["after " + ", ".join(done)] if done else []
-    changes += ["without its " + ", ".join(found.undone)] if found.undone else []
-    remark = (
-        "The artifact does not say how it was made. By its weights it is the original"
-        f" {' and '.join(changes)}; nothing else differs"
-        + (", but for what is named above." if left else ", beyond rounding.")
+        found = account(route.source, artifact, say)
+    if found is None:
+        return check, route, []
+    made = compare_weights(found.route, artifact, say)
+    if found.ours(len(made.mismatches)):
+        return made, found.route, [wrong + found.remark] if made.passed else []
+    left = tuple(m for m in made.mismatches if {m.key, m.tensor} & found.left)
+    if left and len(left) >= len(check.mismatches):
+        return check, route, []  # other weights altogether
+    remark = (wrong or "The artifact does not say how it was made. ") + found.remark
+    config = made.config
+    return (
+        replace(made, mismatches=left, config=config, explained=found.steps),
+        found.route,
+        [remark],
     )
-    return replace(check, mismatches=left, explained=found.steps), [remark]
 
 
 def _unknown_nodes(graph: Checkpoint) -> list[str]:
@@ -297,7 +302,8 @@ def _with_function(
     same = checked is not None and checked.passed and checked.explained is None
     ran = compare_function(
         route, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say,
-        same_weights=same, criterion=result.criterion,
+        same_weights=same, explained=checked.explained if checked else None,
+        criterion=result.criterion,
     )  # fmt: skip
     problems, remarks = list(ran.problems), list(result.remarks)
     for graph in (s.checkpoint for s in subjects if s.checkpoint.graph):

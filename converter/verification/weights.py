@@ -59,6 +59,7 @@ def joined(checks: Sequence[WeightCheck]) -> WeightCheck:
         tuple(m for check in checks for m in check.mismatches),
         tuple(dict.fromkeys(name for check in checks for name in check.config)),
         tuple(name for check in checks for name in check.nodes),
+        next((check.explained for check in checks if check.explained is not None), None),
     )
 
 

@@ -1,0 +1,87 @@
+"""What an artifact's weights are beside the original's, whatever its provenance says.
+
+TransformerLens's own processing leaves no provenance and not our bits; a file that was processed,
+trained or scaled in place has the provenance of what it was before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from converter.checkpoint import Checkpoint
+from converter.dtypes import CODES
+from converter.explaining.explanation import Explanation
+from converter.explaining.judging import explain
+from converter.processing import in_order
+from converter.progress import Progress, silent
+from converter.route import Route
+from converter.routing import processing, unprocessed
+
+_MANY = 0.5
+"""TransformerLens's float32 gives other last bits than ours in nearly every tensor."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """The steps between an original and an artifact, and what they leave."""
+
+    explanation: Explanation
+    route: Route
+    """From the original by these steps, in our arithmetic. Where they were undone instead, or there
+    are none, the weights as they are."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return self.explanation.steps
+
+    @property
+    def left(self) -> frozenset[str]:
+        """Names of the tensors that differ by more than the rounding of TransformerLens's float32
+        and of storage."""
+        return frozenset(self.explanation.unexplained)
+
+    def ours(self, differing: int) -> bool:
+        """Whether so few tensors differ from what `route` makes, bit for bit, that it made them:
+        then these were edited, and rounding is no excuse.
+
+        In 16 bits the rounding of float32 seldom shows, and excuses next to nothing.
+        """
+        told = self.explanation
+        narrow = told.cast.after if told.cast else self.route.source.dtype
+        if CODES[narrow].itemsize < 4 and not told.coarse:
+            return differing == 0
+        changed = sum(bool(t.steps) or t.cast for t in told.tensors)
+        return differing < _MANY * changed
+
+    @property
+    def remark(self) -> str:
+        """A sentence or two for a report."""
+        told = self.explanation
+        done = [step for step in told.steps if step not in told.undone]
+        changes = ["after " + ", ".join(done)] if done else []
+        changes += ["without its " + ", ".join(told.undone)] if told.undone else []
+        rest = ", but for what is named above" if self.left else ", beyond rounding"
+        return (
+            f"By its weights the artifact is the original {' and '.join(changes)}; nothing else"
+            f" differs{rest}."
+        )
+
+
+def account(
+    original: Checkpoint, artifact: Checkpoint, progress: Progress = silent
+) -> Account | None:
+    """The steps of TransformerLens's that separate two checkpoints, judged by the weights alone;
+    None where there are none, or they do not make the two one model.
+
+    Single tensors may be left over: `Account.left` has them.
+    """
+    told = explain(original, artifact, progress=progress)
+    if not told.steps or told.reasons:
+        return None
+    if told.verdict == "different-model" and not told.unexplained:
+        return None
+    done = [step for step in told.steps if step not in told.undone]
+    if told.undone or not done:
+        return Account(told, unprocessed(original, artifact))
+    route = processing(original, in_order(done), artifact.layout)
+    return Account(told, replace(route, scale=artifact.config.score_divisors))
