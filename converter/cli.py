@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from converter import __version__
+from converter.cli_ending import Group, reporting
 from converter.cli_options import (
     converting,
     converting_whole,
@@ -19,15 +20,14 @@ from converter.cli_options import (
     printing,
     processing,
     reading,
-    reporting,
     verifying,
 )
 from converter.cli_running import conversion, opened, report_to, require_report
 
-EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input, 4 this machine cannot do what was asked for."
+EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input or a full disk, 4 this machine cannot do what was asked for, 70 a fault of neoconvert, 130 and 143 interrupted."
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="neoconvert")
 def main() -> None:
     """Convert GPT-Neo checkpoints between Hugging Face and TransformerLens, and prove every file.
@@ -216,8 +216,10 @@ def verify(
         result = run(first, second, progress=progress, layers=report is not None, **options)
     display.verification(result)
     document = result.to_json()
-    report_to(report, document, artifact, display)
-    return document, 0 if result.passed else 1
+    for checkpoint in (first, second):
+        checkpoint.source.require_unchanged()
+    written = report_to(report, document, artifact, display)
+    return document, 1 if not result.passed else 0 if written else 3
 
 
 @main.command("explain")

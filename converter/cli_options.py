@@ -1,20 +1,14 @@
-"""What the commands share: options, errors as three lines and an exit code, JSON."""
+"""The options that commands share."""
 
 from __future__ import annotations
 
 import functools
-import json
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from converter.errors import NeoconvertError
-
-SCHEMA_VERSION = 1
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -93,7 +87,11 @@ converting = _options(
         show_default=True,
         help="Check the files written before they are published.",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace OUTPUT, whole, once all is verified."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace OUTPUT, whole, once all is verified, if neoconvert wrote all of it.",
+    ),
     click.option("--dry-run", is_flag=True, help="Print the plan and write nothing."),
 )
 
@@ -160,61 +158,3 @@ formats = click.option(
 
 converting_whole = _options(reading, converting, formats, graph, verifying, printing)
 """What every command that writes a checkpoint takes."""
-
-
-def reporting(command: Command) -> Command:
-    """Errors as three lines and an exit code; SIGTERM cleans up like Ctrl-C."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, as_json: bool, quiet: bool, debug: bool, **kwargs: Any) -> None:
-        name = click.get_current_context().info_name or ""
-        signal.signal(signal.SIGTERM, _on_sigterm)
-        from converter.display import Display
-
-        display = Display(as_json=as_json, quiet=quiet)
-        try:
-            document, exit_code = command(*args, display=display, **kwargs)
-        except NeoconvertError as error:
-            if debug:
-                raise
-            _fail(name, error, as_json)
-        except KeyboardInterrupt:
-            click.echo("Interrupted; OUTPUT is as it was.", err=True)
-            sys.exit(130)
-        except OSError as error:
-            if debug or error.errno is None:
-                raise
-            _fail(name, _os_error(error), as_json)
-        if as_json:
-            _print_json(name, exit_code, document)
-        sys.exit(exit_code)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def _on_sigterm(signum: int, _frame: object) -> NoReturn:
-    sys.exit(128 + signum)
-
-
-def _os_error(error: OSError) -> NeoconvertError:
-    return NeoconvertError(
-        f"The system refused: {error.strerror}.",
-        where=str(error.filename or error.filename2 or "no file named"),
-        do="Check permissions and free space; OUTPUT is as it was.",
-    )
-
-
-def _print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
-    head = {"schema_version": SCHEMA_VERSION, "command": command, "exit_code": exit_code}
-    click.echo(json.dumps(head | document, indent=2, allow_nan=False))
-
-
-def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
-    what, where, do = error.lines()
-    click.echo(f"{click.style('Error', fg='red', bold=True)}: {what}", err=True)
-    click.echo(f"   in: {where}", err=True)
-    click.echo(f"   do: {do}", err=True)
-    if as_json:
-        fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
-        _print_json(command, error.exit_code, {"error": fault} | error.details)
-    sys.exit(error.exit_code)

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli_ending import told
 from converter.errors import UsageError, VerificationFailed
+from converter.interrupts import Interrupted
+from converter.output import shown
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -36,16 +39,20 @@ def opened(
     return with_adapter(checkpoint, adapter, allow_pickle=allow_pickle)
 
 
-def require_report(path: Path | None) -> None:
+def require_report(path: Path | None, output: Path | None = None) -> None:
     """
     Raises:
         UsageError: a report cannot be written there; told before an hour's work, not after.
     """
     if path is None:
         return
-    if path.exists() and not path.is_file():
-        what = "There is something there that is no file."
-    elif not path.resolve().parent.is_dir():
+    from converter.checkpoint.publish import require_free
+
+    target = path.resolve()
+    require_free(target, overwrite=True)
+    if output is not None and target == output.resolve():
+        what = "The report and OUTPUT are the same place."
+    elif not target.parent.is_dir():
         what = "There is no such directory for the report."
     else:
         return
@@ -60,7 +67,7 @@ def conversion(
     reading = ("revision", "cfg", "allow_pickle", "adapter")
     source_checkpoint = opened(source, **{name: options.pop(name) for name in reading})
     dtype, report = options.pop("dtype"), options.pop("report")
-    require_report(report)
+    require_report(report, output)
     asked = options.pop("formats", ("onnx",))
     options["graph"] = _graph(asked, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))  # fmt: skip
     if "safetensors" in asked:
@@ -76,8 +83,18 @@ def conversion(
     except VerificationFailed as error:
         report_to(report, error.details.get("verification"), None, display)
         raise
-    display.conversion(done)
+    except Interrupted:
+        from converter.checkpoint.publish import PUBLISHED
+
+        if not PUBLISHED:
+            raise
+        return {"output": str(PUBLISHED[-1]), "published": True}, 0
+    # It is published, if it was to be: from here on, what fails is a warning.
     document = done.to_json()
+    try:
+        display.conversion(done)
+    except Exception as error:
+        display.warn(f"what was done could not be shown: {error!r}")
     report_to(report, document["verification"], document["output"], display)
     return document, 0
 
@@ -99,13 +116,20 @@ def _graph(
     return None
 
 
-def report_to(path: Path | None, verification: Any, artifact: str | None, display: Any) -> None:
+def report_to(path: Path | None, verification: Any, artifact: str | None, display: Any) -> bool:
+    """Write a report if one was asked for. Where that fails, say so; returns whether it did not."""
     if path is None or verification is None:
-        return
+        return True
     from converter.checkpoint.source import provenance_of
     from converter.verification.report import write_report
 
     title = f"neoconvert {click.get_current_context().info_name}"
-    provenance = provenance_of(Path(artifact)) if artifact else None
-    write_report(verification, path.resolve(), title=title, provenance=provenance)
-    display.say(f"  report: {path}")
+    try:
+        provenance = provenance_of(Path(artifact)) if artifact else None
+        write_report(verification, path.resolve(), title=title, provenance=provenance)
+    except Exception as error:
+        what, where, _ = told(error).lines()
+        display.warn(f"no report was written: {what} {where}")
+        return False
+    display.say(f"  report: {shown(path)}")
+    return True

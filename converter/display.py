@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from rich import progress as bars
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from converter.output import LONGEST, inert, shown
 from converter.progress import Progress
 from converter.wording import (
     by_block,
@@ -65,14 +65,18 @@ class Display:
             task = bar.add_task("reading headers", total=None)
 
             def report(what: str, done: int = 0, total: int = 0) -> None:
-                description = what[:40].ljust(40)
+                description = shown(what[:40].ljust(40))
                 bar.tasks[0].total = total or None  # update() cannot make it unknown again
                 bar.update(task, description=description, completed=done)
 
             yield report
 
     def say(self, text: str = "") -> None:
-        self.console.print(text)
+        self.console.print(inert(text, keep="\n"))
+
+    def warn(self, text: str) -> None:
+        """On stderr, also where all else is quiet."""
+        print(f"Warning: {inert(text, longest=LONGEST)}", file=sys.stderr)
 
     def conversion(self, done: Conversion | Addition) -> None:
         from converter.exporting import Addition
@@ -89,21 +93,21 @@ class Display:
         )
         if done.graph_alone:
             what = f"onnx[/]: {len(plan.tensors)} tensors, {size(plan.nbytes)}, in the graph"
-        self.say(f"[bold]{source.layout} → {what} → [bold]{done.output}[/]")
+        self.say(f"[bold]{source.layout} → {what} → [bold]{shown(done.output)}[/]")
         for line in self._remarks(done):
             self.say(f"  {line}")
         if done.graph:
-            self.say(f"  {written(done.graph)}")
+            self.say(f"  {shown(written(done.graph))}")
         self._verified(done.verification)
 
     def _addition(self, done: Addition) -> None:
         if done.result is None:
-            self.say(f"Would add [bold]{done.path}[/]. Dry run: nothing was written.")
+            self.say(f"Would add [bold]{shown(done.path)}[/]. Dry run: nothing was written.")
             return
-        self.say(f"[bold]{done.source.layout} → onnx[/]: added [bold]{done.path}[/]")
-        for line in map(escape, done.source.notes):
+        self.say(f"[bold]{done.source.layout} → onnx[/]: added [bold]{shown(done.path)}[/]")
+        for line in map(shown, (*done.source.notes, *done.warnings)):
             self.say(f"  {line}")
-        self.say(f"  {written(done.result)}")
+        self.say(f"  {shown(written(done.result))}")
         self._verified(done.verification)
 
     def _verified(self, verification: Verification | None) -> None:
@@ -116,12 +120,12 @@ class Display:
         plan = done.plan
         if plan.steps and done.route.reverse == "none":
             yield f"processed: {', '.join(plan.steps)}"
-        yield from map(escape, done.source.notes)
-        yield from map(escape, done.remarks)
+        yield from map(shown, done.source.notes)
+        yield from map(shown, done.remarks)
         reasons = dict.fromkeys(plan.dropped.values())
         for reason in reasons:
             names = tuple(name for name, why in plan.dropped.items() if why == reason)
-            yield escape(f"left out {few(names)} ({reason})")
+            yield shown(f"left out {few(names)} ({reason})")
         if plan.invented:
             yield f"added {few(plan.invented)} ({ADDED[done.route.name]})"
         if plan.layout == "hf":
@@ -136,7 +140,7 @@ class Display:
         table = Table("tensor", "from", "dtype", "shape", "bytes", "file", box=None, pad_edge=False)
         for t in plan.tensors:
             shape = "×".join(map(str, t.shape))
-            table.add_row(t.name, t.source or "—", t.code, shape, f"{t.nbytes:,}", t.shard)
+            table.add_row(t.name, shown(t.source or "—"), t.code, shape, f"{t.nbytes:,}", t.shard)
         self.console.print(table)
         for line in self._remarks(done):
             self.say(line)
@@ -165,7 +169,7 @@ class Display:
                 )
             )
             for name in weights.mismatched[:8]:
-                self.say(f"      [red]differs[/] {name}")
+                self.say(f"      [red]differs[/] {shown(name)}")
         for ran in result.runtimes:
             results = [p for p in result.probes if p.runtime == ran.what]
             if ran.role == "artifact" and results:
@@ -174,7 +178,7 @@ class Display:
             mark = {"same": "[green]✓[/]", "differs": "[red]✗[/]"}.get(
                 evidence.outcome, "[yellow]–[/]"
             )
-            self.say(f"  {mark} program, in float64: {escape(str(evidence))}")
+            self.say(f"  {mark} program, in float64: {shown(str(evidence))}")
         if result.probes:
             if not any(p.compared for p in result.probes):
                 self.say(
@@ -189,12 +193,14 @@ class Display:
                 )
         self._perplexities(result)
         for problem in result.problems:
-            self.say(f"  [red]{escape(problem)}[/]")
+            self.say(f"  [red]{shown(problem)}[/]")
         for remark in result.remarks:
-            self.say(f"  [yellow]{escape(remark)}[/]")
+            self.say(f"  [yellow]{shown(remark)}[/]")
         if (part := result.first_divergence) is not None:
-            self.say(f"  they part at {part.unit}" + (f": {part.tensor}" if part.tensor else ""))
-        self.say(f"  [bold {'green' if result.passed else 'red'}]{escape(result.verdict)}[/]")
+            self.say(
+                f"  they part at {part.unit}" + (f": {shown(part.tensor)}" if part.tensor else "")
+            )
+        self.say(f"  [bold {'green' if result.passed else 'red'}]{shown(result.verdict)}[/]")
 
     def _failure(self, result: Verification) -> None:
         """What --quiet leaves of a failure: an exit code alone would help nobody."""
@@ -213,7 +219,7 @@ class Display:
             table.add_column(column, justify="right")
         for p in probes:
             table.add_row(
-                f"    {p.name}",
+                f"    {shown(p.name)}",
                 f"{p.max_abs_logprob_diff:.2e}",
                 *(
                     [f"{p.kl:.2e}"]
@@ -238,26 +244,30 @@ class Display:
         for p in result.probes:
             if p.perplexity and result.criterion is not None:
                 before, after = p.perplexity.original, p.perplexity.artifact
-                self.say(f"    {p.name}: perplexity {before:.4f}, and {after:.4f} in {p.runtime}")
+                self.say(
+                    f"    {shown(p.name)}: perplexity {before:.4f}, and {after:.4f} in {p.runtime}"
+                )
             elif p.perplexity and p.storage_kl is not None and p.name not in told:
                 told.add(p.name)
                 self.say(
-                    f"    {p.name}: perplexity {p.perplexity.original:.4f}, and"
+                    f"    {shown(p.name)}: perplexity {p.perplexity.original:.4f}, and"
                     f" {p.perplexity.artifact:.4f} with rounded weights (KL {p.storage_kl:.2e},"
                     f" top-1 {p.storage_top1_agreement:.1%})"
                 )
 
     def explanation(self, result: Explanation) -> None:
         width = min(self.console.width, 100)
-        self.console.print(" ".join(result.headline()), markup=False, style="bold", width=width)
+        self.console.print(
+            inert(" ".join(result.headline())), markup=False, style="bold", width=width
+        )
         self.say()
         for text in result.lines():
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(inert(text), markup=False, soft_wrap=True)
 
     def inspection(self, result: Inspection) -> None:
         facts = result.to_json()
         config, checkpoint = facts["config"], result.checkpoint
-        self.say(f"[bold]{facts['path']}[/]")
+        self.say(f"[bold]{shown(facts['path'])}[/]")
         local = config["attn_types"].count("local")
         rows = [
             ("layout", facts["layout"]),
@@ -268,18 +278,18 @@ class Display:
             ("vocabulary", f"{config['d_vocab']}; head {facts['head']}"),
             ("stored", f"{len(facts['tensors'])} tensors, {facts['n_params']:,} parameters, {size(facts['bytes'])},"
                        f" {', '.join(f'{d} ×{n}' for d, n in facts['dtypes'].items())}"),
-            ("left out", escape(left_out(checkpoint.dropped)) or "none"),
+            ("left out", shown(left_out(checkpoint.dropped)) or "none"),
             ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
-            ("provenance", origin(facts["provenance"])),
-            *(("note", escape(note)) for note in checkpoint.notes),
+            ("provenance", shown(origin(facts["provenance"]))),
+            *(("note", shown(note)) for note in checkpoint.notes),
         ]  # fmt: skip
         if graph := facts["onnx"]:
-            rows.append(("graph", graph_line(graph)))
+            rows.append(("graph", shown(graph_line(graph))))
         table = Table(box=None, show_header=False, pad_edge=False)
         for name, value in rows:
             table.add_row(f"  {name}", str(value))
         self.console.print(table)
         names = Table("  tensor", "dtype", "shape", box=None, pad_edge=False)
         for name, dtype, shape in by_block(checkpoint):
-            names.add_row(f"  {name}", dtype, shape)
+            names.add_row(f"  {shown(name)}", dtype, shape)
         self.console.print(names)

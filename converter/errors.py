@@ -53,6 +53,18 @@ class BadInput(NeoconvertError):
     """The input is unreadable, hostile, inconsistent or not what it claims to be."""
 
 
+class NoSpace(NeoconvertError):
+    """There is less space than will be written."""
+
+
+class SystemRefused(NeoconvertError):
+    """The operating system refused: a full disk, missing permission, a failing device."""
+
+
+class SourceChanged(BadInput):
+    """A file of SOURCE is not the one that was opened."""
+
+
 class SourceNotFound(BadInput):
     """No checkpoint at the place named."""
 
@@ -97,3 +109,9 @@ class CannotDoHere(NeoconvertError):
     """This machine lacks what was asked for explicitly (a device, a runtime)."""
 
     exit_code = 4
+
+
+class Fault(NeoconvertError):
+    """neoconvert itself is at fault."""
+
+    exit_code = 70

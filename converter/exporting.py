@@ -115,6 +115,8 @@ class Addition:
     path: Path
     result: ExportResult | None
     verification: Verification | None
+    warnings: tuple[str, ...] = ()
+    """What did not go as it should, though the graph is published."""
 
     def __repr__(self) -> str:
         state = "verified" if self.verification else "published" if self.published else "planned"
@@ -191,14 +193,15 @@ def add_graph(
     with adding(path, overwrite=overwrite) as stage:
         written = export(
             source, weights=graph.weights, with_past=graph.with_past, hooks=graph.hooks,
-            file_name=stage.name,
+            file_name=stage.path.name,
         )  # fmt: skip
         route = replace(plain(source), scale=source.config.score_divisors)
-        verification = checking.verify(source, open_graph(stage, str(path)), route)
+        verification = checking.verify(source, open_graph(stage.path, str(path)), route)
         if verification:
             require_verified(verification)
+        source.source.require_unchanged()
     result = replace(written, path=path, written=(path,))
-    return Addition(source, path, result, verification)
+    return Addition(source, path, result, verification, tuple(stage.warnings))
 
 
 def require_verified(verification: Verification) -> None:

@@ -106,7 +106,8 @@ def convert(
     checking.require_device()
     keeps = isinstance(route, Processing) and route.pipeline and not writing.graph_alone
     book = LedgerWriter(writing.ledger) if keeps and writing.ledger != "none" else None
-    with staging(output) as stage:
+    with staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged:
+        stage = staged.path
         sha256 = stream(route, plan, Writer(stage, plan), book, checking.say)
         said = graph.config if graph else None
         sidecar.write(route, plan, stage, recast=code is not None, graph=said)
@@ -136,11 +137,12 @@ def convert(
             output_sha256=sha256.written,
             verification=verification.kept() if verification else None,
         )
+        source.source.require_unchanged()
     if exported:
         exported = exported.moved(stage, output)
     return Conversion(
         route, output, plan, True, verification, exported, writing.graph_alone,
-        found=_unsound(sha256.not_finite),
+        found=(*_unsound(sha256.not_finite), *staged.warnings),
     )  # fmt: skip
 
 

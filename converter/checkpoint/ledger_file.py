@@ -6,7 +6,10 @@ arithmetic is in `converter.processing.ledger`; here is only the file.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +58,12 @@ class LedgerWriter:
         # np.ascontiguousarray would give a number an axis.
         arrays = {name: np.require(array, requirements="C") for name, array in self._arrays.items()}
         path = directory / LEDGER
-        save_file(arrays, path, metadata={"ledger": json.dumps(meta)})
+        try:
+            save_file(arrays, path, metadata={"ledger": json.dumps(meta)})
+        except SafetensorError as error:  # what the system said is in its text alone
+            found = re.search(r"os error (\d+)", str(error))
+            code = int(found[1]) if found else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
         return path.stat().st_size
 
 

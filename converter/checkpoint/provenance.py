@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.plan import Plan
+from converter.checkpoint.record import UNSEALED, listing, sealed
 from converter.checkpoint.source import PROVENANCE
 from converter.dtypes import NAMES
 from converter.dtypes import sha256 as sha256_of
@@ -117,6 +118,9 @@ def write(
         "tied": route.tied,
         "kept": {name: value for name, value in kept.items() if value is not None},
         "verification": verification,
+        "files": listing(directory, weights=plan.shards),
+        "seal": UNSEALED,
     }
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    (directory / PROVENANCE).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    # A name that is not UTF-8 is written as JSON's escapes.
+    (directory / PROVENANCE).write_bytes(sealed(text.encode("utf-8", "backslashreplace")))

@@ -1,174 +1,371 @@
-"""All-or-nothing publishing: a sibling directory is filled, checked, synced and renamed once."""
+"""All-or-nothing publishing: a workspace is filled, checked, synced, and gets its name in one instant.
+
+Before that instant nothing has changed; after it, the result is published, and whatever goes wrong is
+a warning. What may be replaced is decided before the work and enforced in that instant.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import secrets
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.checkpoint.files import WEIGHTS
-from converter.checkpoint.source import PROVENANCE
-from converter.errors import OutputExists, SamePlace
+from converter.checkpoint.record import Survey, bears_seal, survey
+from converter.checkpoint.renaming import exchange, rename_new, sync, sync_tree
+from converter.checkpoint.signature import Identity, Signature, identity, signature
+from converter.checkpoint.workspace import Workspace, alone_in, clean, in_order, is_workspace
+from converter.errors import NoSpace, OutputExists, SamePlace
+from converter.interrupts import held
 
-_OURS = (PROVENANCE, "config.json", "cfg.json", WEIGHTS, f"{WEIGHTS}.index.json")
+PUBLISHED: list[Path] = []
+"""What this process has published, so that an error that comes later is told as what it is."""
+
+
+@dataclass
+class Stage:
+    """What is being made."""
+
+    path: Path
+    """The directory to fill, or the name of the file to write."""
+    warnings: list[str] = field(default_factory=list)
+    """What went wrong after it was published, or with what a dead run had left."""
 
 
 def check_output(output: Path, source: Path | None, *, overwrite: bool) -> None:
-    """Refuse an OUTPUT that would harm what is there. Nothing is read or written.
+    """Refuse an OUTPUT that would harm what is there. Nothing is written, and no weight is read.
 
     Raises:
-        SamePlace: OUTPUT is SOURCE, or a directory that holds it.
+        SamePlace: OUTPUT is SOURCE, in it, or a directory that holds it.
         OutputExists: it is there and may not be replaced.
     """
     target = Path(os.path.realpath(output))
-    origin = Path(os.path.realpath(source)) if source is not None else None
-    if origin is not None and target in (origin, *origin.parents):
+    if source is not None:
+        _require_apart(output, target, source)
+    require_replaceable(output, overwrite=overwrite, deep=False)
+
+
+def _require_apart(output: Path, target: Path, source: Path) -> None:
+    origin = Path(os.path.realpath(source))
+    if _within(origin, target):
         raise SamePlace(
             "OUTPUT is the same place as SOURCE, or holds it.",
             where=f"{output} and {source}",
             do="Name another OUTPUT directory.",
         )
-    if not (output.exists() or output.is_symlink()):
-        return
+    if origin.is_dir() and _within(target, origin):
+        raise SamePlace(
+            "OUTPUT is inside SOURCE, which nothing is written to.",
+            where=f"{output} and {source}",
+            do="Name an OUTPUT directory beside SOURCE, or anywhere else.",
+        )
+
+
+def _within(path: Path, directory: Path) -> bool:
+    """Also through another mount of the directory, or another spelling of its name."""
+    where = identity(directory)
+    return directory in (path, *path.parents) or (
+        where is not None and where in {identity(p) for p in (path, *path.parents)}
+    )
+
+
+def require_replaceable(output: Path, *, overwrite: bool, deep: bool) -> Survey | None:
+    """What is at OUTPUT, all of which may go; None where nothing is.
+
+    Args:
+        deep: tell by digests what neoconvert wrote; otherwise by names and sizes.
+
+    Raises:
+        OutputExists: it may not be replaced.
+    """
+    target = Path(os.path.realpath(output))
+    if not os.path.lexists(target):
+        return None
     if not target.is_dir():
         raise OutputExists(
             "OUTPUT exists and is not a directory.",
             where=str(output),
             do="Name another OUTPUT directory.",
         )
-    entries = [entry.name for entry in target.iterdir()]
-    if not entries:
-        return
     if not overwrite:
+        if not all(is_workspace(entry) for entry in target.iterdir()):
+            raise OutputExists(
+                "OUTPUT exists already.",
+                where=str(output),
+                do="Name another directory, or add --overwrite to replace what neoconvert wrote.",
+            )
+        return Survey(identity(target))
+    found = survey(target, deep=deep)
+    if not found.empty and _fixed(target):
         raise OutputExists(
-            "OUTPUT exists already.",
+            "OUTPUT cannot be replaced whole: it is where you are, or a mounted file system.",
             where=str(output),
-            do="Name another directory, or add --overwrite to replace it whole.",
+            do="Go to another directory and run it there, or name a directory inside OUTPUT.",
         )
-    if not set(entries) & set(_OURS):
+    if found.foreign:
+        few = ", ".join(found.foreign[:6])
+        more = f" and {len(found.foreign) - 6} more" if len(found.foreign) > 6 else ""
         raise OutputExists(
-            "OUTPUT is a directory that holds no checkpoint, so --overwrite does not replace it.",
-            where=f"{output}: {', '.join(sorted(entries)[:4])}",
-            do="Name another directory, or remove this one yourself.",
+            "OUTPUT holds what neoconvert did not write, and --overwrite does not remove that."
+            if found.ours
+            else "OUTPUT holds nothing that neoconvert wrote as it is now, so --overwrite does not replace it.",
+            where=f"{output}: {few}{more}",
+            do="Move these elsewhere, or name another directory.",
         )
+    return found
+
+
+def _fixed(target: Path) -> bool:
+    """Whether a directory must stay the one it is: someone stands in it, or it is a mount."""
+    here = Path.cwd()
+    return target in (here, *here.parents) or os.path.ismount(target)
 
 
 @contextmanager
-def staging(output: Path) -> Iterator[Path]:
-    """A directory beside OUTPUT that becomes OUTPUT when the block ends without an exception.
+def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterator[Stage]:
+    """A directory that becomes OUTPUT when the block ends without an exception.
 
     On any exception it is removed and OUTPUT is as it was.
+
+    Args:
+        overwrite: OUTPUT may be replaced if neoconvert wrote all of it.
+        needs: bytes that will be written, at least.
+
+    Raises:
+        OutputExists: OUTPUT may not be replaced, now or at the end: another made or changed it.
+        NoSpace: there is too little.
     """
     target = Path(os.path.realpath(output))
+    with _parents_of(target):
+        warnings = [f"a killed run left {kept}" for kept in clean(target.parent)]
+        if target.is_dir():
+            clean(target)
+        before = require_replaceable(output, overwrite=overwrite, deep=True)
+        inside = before is not None and before.empty and _fixed(target)
+        _require_space(target if inside else target.parent, needs)
+        place = Workspace(target, ".") if inside else Workspace(target.parent, target.name)
+        stage = Stage(place.new, warnings)
+        try:
+            yield stage
+            _open_up(place.new, target if before else None)
+            sync_tree(place.new)
+            with held():
+                if inside:
+                    _fill(place, target, output)
+                else:
+                    _rename(place, target, before, output)
+                PUBLISHED.append(target)
+                stage.warnings += _close(place)
+        except BaseException:
+            if place.folder.exists():
+                place.close()
+            raise
+
+
+@contextmanager
+def _parents_of(target: Path) -> Iterator[None]:
+    """Make the directories that OUTPUT is to be in; those made are removed again if they stay empty."""
+    missing = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        yield stage
-        _open_up(stage)
-        _sync(stage)
-        _replace(stage, target)
+        yield
+        for path in missing:
+            sync(path.parent)
     except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
+        for path in missing:
+            try:
+                path.rmdir()
+            except OSError:
+                break
         raise
 
 
-def _open_up(stage: Path) -> None:
-    """The modes that plain writing gives; mkdtemp and safetensors make private files."""
+def _require_space(directory: Path, needs: int) -> None:
+    disk = shutil.disk_usage(directory)
+    if disk.total and disk.free < needs:
+        raise NoSpace(
+            f"There is too little space: {needs:,} bytes will be written, {disk.free:,} are free.",
+            where=str(directory),
+            do="Free some, or name an OUTPUT on another disk. Nothing was written.",
+        )
+
+
+def _open_up(stage: Path, former: Path | None) -> None:
+    """The modes that plain writing gives (mkdtemp and safetensors make private files); of the
+    directory, the former one's."""
     mask = os.umask(0)
     os.umask(mask)
     for path in stage.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-    stage.chmod(0o777 & ~mask)
+    stage.chmod(former.stat().st_mode & 0o7777 if former else 0o777 & ~mask)
 
 
-def _sync(stage: Path) -> None:
-    for path in [*stage.rglob("*"), stage]:
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _close(place: Workspace) -> list[str]:
+    """Remove what was replaced; OUTPUT is published, so that nothing is an error any more."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        place.say(committed=True)
+        return [f"what was replaced is still there in part: {kept}" for kept in place.close()]
+    except OSError as error:
+        return [f"what was replaced could not be removed ({error.strerror}): {place.folder}"]
 
 
-def require_free(path: Path, *, overwrite: bool) -> None:
-    """
+def _meanwhile(output: Path | str) -> OutputExists:
+    return OutputExists(
+        "OUTPUT was made or changed while this ran, and is left as it is. Nothing was published.",
+        where=str(output),
+        do="See what is there; then run again, or name another OUTPUT.",
+    )
+
+
+def _rename(place: Workspace, target: Path, before: Survey | None, output: Path) -> None:
+    """Give the finished directory its name; an old one goes in the same instant."""
+    made = identity(place.new)
+    if before is None or before.empty:
+        if before and identity(target) == before.where:
+            with suppress(OSError):  # it is not empty any more
+                target.rmdir()
+        try:
+            rename_new(place.new, target)
+        except FileExistsError as error:
+            raise _meanwhile(output) from error
+    elif _exchanged(place.new, target, output):
+        if not _same(survey(place.new, deep=False), before):
+            exchange(place.new, target)
+            raise _meanwhile(output)
+    else:  # no atomic exchange here: the old directory is out of the way for one instant
+        if not _same(survey(target, deep=False), before):
+            raise _meanwhile(output)
+        os.rename(target, place.old)
+        try:
+            rename_new(place.new, target)
+        except FileExistsError as error:
+            raise _meanwhile(output) from error
+    _sync_or_undo(place, target, made)
+
+
+def _exchanged(new: Path, target: Path, output: Path) -> bool:
+    try:
+        return exchange(new, target)
+    except FileNotFoundError as error:
+        raise _meanwhile(output) from error
+
+
+def _same(now: Survey, before: Survey) -> bool:
+    return (now.where, now.ours, now.foreign) == (before.where, before.ours, before.foreign)
+
+
+def _sync_or_undo(place: Workspace, target: Path, made: Identity | None) -> None:
+    """Have the disk know the new name before anything old is removed."""
+    try:
+        sync(target.parent)
+    except OSError:
+        if place.new.exists():
+            exchange(place.new, target)
+        elif identity(target) == made:
+            os.rename(target, place.new)  # `close` puts an old one back
+        raise
+
+
+def _fill(place: Workspace, target: Path, output: Path) -> None:
+    """Bring the finished files into an empty directory that must stay the one it is."""
+    with alone_in(target):
+        if not all(is_workspace(entry) for entry in target.iterdir()):
+            raise _meanwhile(output)
+        place.say(filling=True)
+        moved: list[Path] = []
+        try:
+            for path in in_order(place.new):
+                rename_new(path, target / path.name)
+                moved.append(path)
+            sync(target)
+        except OSError as error:
+            for path in moved:
+                os.rename(target / path.name, path)
+            place.say(filling=False)
+            if isinstance(error, FileExistsError):
+                raise _meanwhile(output) from error
+            raise
+
+
+def require_free(path: Path, *, overwrite: bool) -> Signature | None:
+    """What is at `path`, which may be replaced; None where nothing is.
+
     Raises:
-        OutputExists: `path` is there and may not be replaced.
+        OutputExists: it may not.
     """
-    if not overwrite and (path.exists() or path.is_symlink()):
+    if not os.path.lexists(path):
+        return None
+    if not overwrite:
         raise OutputExists(
             f"There is a {path.name} already.",
             where=str(path),
-            do="Remove it, or add --overwrite to replace it.",
+            do="Remove it, or add --overwrite to replace one that neoconvert wrote.",
         )
+    if not bears_seal(path):
+        raise OutputExists(
+            f"There is a {path.name} that neoconvert did not write, or that was changed since.",
+            where=str(path),
+            do="Move it elsewhere first. Only what neoconvert wrote is ever replaced.",
+        )
+    return signature(path)
 
 
 @contextmanager
-def adding(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def adding(path: Path, *, overwrite: bool, needs: int = 0) -> Iterator[Stage]:
     """The name of a file beside `path` that becomes `path` when the block ends without an
     exception. On any exception it is removed, and what was at `path` is as it was.
 
+    Args:
+        overwrite: `path` may be replaced if neoconvert sealed it.
+        needs: bytes that will be written, at least.
+
     Raises:
-        OutputExists: `path` is there and may not be replaced.
+        OutputExists: `path` may not be replaced, now or at the end. NoSpace: there is too little.
     """
-    require_free(path, overwrite=overwrite)
-    stage = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    warnings = [f"a killed run left {kept}" for kept in clean(path.parent)]
+    before = require_free(path, overwrite=overwrite)
+    _require_space(path.parent, needs)
+    place = Workspace(path.parent, path.name)
+    stage = Stage(place.file, warnings)
     try:
         yield stage
-        _sync_one(stage)
-        if overwrite:
-            os.rename(stage, path)
-        else:
-            try:
-                os.link(stage, path)  # unlike a rename, fails if the name was taken meanwhile
-            except FileExistsError:
-                require_free(path, overwrite=False)
-                raise
-        _sync_one(path.parent)
-    finally:
-        stage.unlink(missing_ok=True)
+        sync(place.file)
+        place.say(file=identity(place.file))
+        with held():
+            stage.warnings += _replace_file(place.file, path, before)
+            PUBLISHED.append(path)
+            stage.warnings += _close(place)
+    except BaseException:
+        if place.folder.exists():
+            place.close()
+        raise
 
 
-def _replace(stage: Path, target: Path) -> None:
-    """Give the finished directory its name; an old one goes in the same instant."""
-    if not target.exists():
-        os.rename(stage, target)
-    elif _exchange(stage, target):
-        shutil.rmtree(stage)
-    else:  # no atomic exchange here: the old directory is out of the way for one instant
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        os.rename(target, old / target.name)
+def _replace_file(new: Path, path: Path, before: Signature | None) -> list[str]:
+    """Give the finished file its name. Returns what a person should know."""
+    if before is None:
         try:
-            os.rename(stage, target)
-        except OSError:
-            os.rename(old / target.name, target)
-            raise
-        shutil.rmtree(old)
-    _sync_one(target.parent)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Linux's renameat2(RENAME_EXCHANGE): both names change hands at once. False if unsupported."""
-    if not sys.platform.startswith("linux"):
-        return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(code, os.strerror(code), str(b))
+            rename_new(new, path)
+        except FileExistsError as error:
+            raise _meanwhile(path) from error
+    elif _exchanged(new, path, path):
+        if signature(new) != before:
+            exchange(new, path)
+            raise _meanwhile(path)
+    elif signature(path) != before:
+        raise _meanwhile(path)
+    else:
+        os.replace(new, path)
+    try:
+        sync(path.parent)
+    except OSError as error:
+        if before is None:
+            os.rename(path, new)
+        elif new.exists():
+            exchange(new, path)
+        else:
+            return [f"the directory of {path} could not be synced ({error.strerror})"]
+        raise
+    return []

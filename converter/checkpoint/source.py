@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import Files, Json, optional_json, read_json, weight_files
 from converter.checkpoint.reader import Entry, Reader
-from converter.errors import SourceNotFound, UsageError
+from converter.checkpoint.signature import Signature, signature
+from converter.errors import SourceChanged, SourceNotFound, UsageError
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -49,6 +51,8 @@ class Source:
     """For weights in memory: the directory whose ledger was made for them."""
     tokenizer: Any = field(default=None, repr=False)
     """The tokenizer object that goes with them, for models that are built of them."""
+    opened: Mapping[Path, Signature | None] = field(default_factory=dict, repr=False)
+    """Its files as they were before they were opened."""
     tokenizer_is_own: bool = False
     """The user gave it, so it is written beside the weights. That of a HookedTransformer or a
     bridge is not: TransformerLens has made it prepend a token."""
@@ -81,6 +85,19 @@ class Source:
         """Where its ledger is, if it has one. A bare weight file's neighbours are not its own."""
         return self.path if self.is_directory else self.ledger_of
 
+    def require_unchanged(self) -> None:
+        """
+        Raises:
+            SourceChanged: a file is not the one that was opened, so what was read is of both.
+        """
+        for path, before in self.opened.items():
+            if signature(path) != before:
+                raise SourceChanged(
+                    "SOURCE changed while it was read; nothing was published.",
+                    where=str(path),
+                    do="Run again when nothing writes to it.",
+                )
+
     def tokenizer_files(self) -> list[Path]:
         """Tokenizer files beside the weights. A bare weight file's neighbours are not its own."""
         if not self.is_directory:
@@ -110,6 +127,9 @@ def find(
         path, commit = _from_hub(given, revision)
     directory = path if path.is_dir() else path.parent
     files = weight_files(path) if path.is_dir() else Files([path])
+    beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
+    opened = {*files.weights, *(directory / name for name in (*beside, *TOKENIZER_FILES))}
+    before = {p: now for p in sorted(opened) if (now := signature(p))}
     readers = files.open(allow_pickle=allow_pickle)
     config_path = cfg
     tl_config = read_json(cfg) if cfg else None
@@ -132,6 +152,7 @@ def find(
         config_path=config_path,
         bundled=tuple(c for r in readers for c in r.configs) if cfg is None else (),
         notes=tuple(files.notes),
+        opened=before,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.record import rerecord
 from converter.convert import export_onnx, hf_to_tl, tl_to_hf
 from converter.demo import MODEL
 from converter.display import Display
@@ -135,6 +136,7 @@ def ablate(directory: Path, layout: Layout) -> None:
         model.blocks[BLOCK].attn.W_O[HEAD] = 0
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, directory / "model.safetensors")
+    rerecord(directory)  # so that the next demo may replace what this one edited
 
 
 def differences(a: Checkpoint, b: Checkpoint) -> list[str]:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.files import Json
 from converter.checkpoint.reader import SafetensorsReader
+from converter.checkpoint.record import sealed
 from converter.errors import OutputExists, UsageError
 from converter.onnx import weights as placing
 from converter.onnx.builder import OPSET
@@ -106,7 +107,8 @@ def export(
     model = build(located, directory, with_past=with_past, hooks=wanted, metadata=said)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        graph_bytes = path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        content = ir.to_proto(model).SerializeToString(deterministic=True)
+        graph_bytes = path.write_bytes(sealed(content))
         if weights == "external":
             located.write(data)
         read_onnx(path)

@@ -17,6 +17,7 @@ from converter.checkpoint.files import Json, read_json
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.names import read_names
 from converter.checkpoint.reader import Reader, Stored, read_at
+from converter.checkpoint.record import UNSEALED
 from converter.checkpoint.source import PROVENANCE, Source
 from converter.checkpoint.tl_config import from_tl
 from converter.dtypes import CODES
@@ -157,7 +158,7 @@ def _names(reader: GraphReader, layout: Layout) -> dict[str, str]:
 
 def metadata(config: NeoConfig, made: Json) -> dict[str, str]:
     """What `open_graph` reads back. `made`: the part of neoconvert.json that says the route."""
-    return {CONFIG: json.dumps(asdict(config)), MADE: json.dumps(made)}
+    return {CONFIG: json.dumps(asdict(config)), MADE: json.dumps(made), "neoconvert.seal": UNSEALED}
 
 
 def _embedded(reader: GraphReader, name: str) -> Json | None:

@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -16,6 +15,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from converter.checkpoint.publish import adding
+from converter.checkpoint.record import UNSEALED, sealed
+from converter.output import inert
 from converter.verification.report import origin, plots
 
 
@@ -52,20 +54,20 @@ def write_report(
     title: str = "Verification",
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Write the report of a verification; `path` holds the old file or the whole new one.
+    """Write the report of a verification; `path` holds the old report or the whole new one.
 
     Args:
         document: `Verification.to_json()`, or the whole document of `neoconvert verify --json`.
         title: for the head of the page: what was done.
         provenance: the artifact's `neoconvert.json`, if it has one.
+
+    Raises:
+        OutputExists: there is a file at `path` that is no report of ours, or was changed since.
     """
     text = render(document, title=title, provenance=provenance)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = f"{text}<!-- {UNSEALED} -->\n".encode("utf-8", "replace")
+    with adding(path, overwrite=True) as stage:
+        stage.path.write_bytes(sealed(content))
 
 
 def render(
@@ -142,7 +144,11 @@ def _layers(document: dict[str, Any]) -> list[Panel]:
 @functools.cache
 def _template() -> Any:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_inert,
     )
     environment.filters |= {
         "brief": plots.brief, "times": times, "share": share, "plain": plain, "json": _json,
@@ -174,6 +180,11 @@ def plain(value: plots.Number) -> str:
 
 def _json(stops: list[plots.Stop]) -> str:
     return json.dumps([[s.at, s.error, s.floor, s.label] for s in stops], ensure_ascii=False)
+
+
+def _inert(value: Any) -> Any:
+    """Names and paths may be anyone's: without control characters and marks of direction."""
+    return inert(value, keep="\n\t") if type(value) is str else value
 
 
 @functools.cache

@@ -1,0 +1,208 @@
+"""Whose files they are: by digests, what neoconvert wrote is told from everything else.
+
+A directory's neoconvert.json lists its files. A file that may stand alone (that one, a graph beside
+someone's weights, a report) bears a seal: the SHA-256 of its bytes, the seal's own digits as zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from converter.checkpoint.files import read_json
+from converter.checkpoint.signature import Identity, Signature, identity, signature
+from converter.checkpoint.source import PROVENANCE
+from converter.errors import BadInput
+
+SEAL = "neoconvert-seal:"
+UNSEALED = SEAL + "0" * 64
+"""What a file holds, near its end, where `sealed` is to put the seal."""
+_TAIL, _CHUNK = 2**16, 2**22
+
+
+def sealed(content: bytes) -> bytes:
+    """The content with its last `UNSEALED` filled in; of the same length.
+
+    Raises:
+        ValueError: there is none.
+    """
+    start = content.rindex(UNSEALED.encode()) + len(SEAL)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[:start] + digest + content[start + 64 :]
+
+
+def bears_seal(path: Path) -> bool:
+    """Whether a regular file is, byte for byte, one that neoconvert sealed."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            first = file.seek(max(0, size - _TAIL))
+            tail = file.read()
+            place = tail.rfind(SEAL.encode())
+            if place < 0:
+                return False
+            place += len(SEAL)
+            digest = _sha256_of(file, 0, first)
+            digest.update(tail[:place] + b"0" * 64 + tail[place + 64 :])
+            return bool(digest.hexdigest().encode() == tail[place : place + 64])
+    except OSError:
+        return False
+
+
+def listing(directory: Path, *, weights: Collection[str]) -> dict[str, dict[str, Any]]:
+    """The record of a directory's files, by path: their bytes and SHA-256.
+
+    Args:
+        weights: names of safetensors files whose tensors' digests are kept elsewhere. Of them only
+            the header is read, and its digest is recorded.
+    """
+    record: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.rglob("*")):
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if path.name in weights and path.parent == directory:
+                name, end = "header_sha256", 8 + int.from_bytes(file.read(8), "little")
+            else:
+                name, end = "sha256", size
+            digest = _sha256_of(file, 0, end).hexdigest()
+        record[path.relative_to(directory).as_posix()] = {"bytes": size, name: digest}
+    return record
+
+
+def rerecord(directory: Path) -> None:
+    """Record a directory's files as they are now: what was done to them since is ours too."""
+    path = directory / PROVENANCE
+    document = read_json(path)
+    files = listing(directory, weights=())
+    files.pop(PROVENANCE)
+    text = json.dumps(document | {"files": files, "seal": UNSEALED}, indent=1, ensure_ascii=False)
+    path.write_bytes(sealed((text + "\n").encode("utf-8", "backslashreplace")))
+
+
+@dataclass
+class Survey:
+    """What is in a directory."""
+
+    where: Identity | None
+    ours: dict[str, Signature] = field(default_factory=dict)
+    """What neoconvert wrote, by path."""
+    foreign: list[str] = field(default_factory=list)
+    """Everything else, a file that was changed since among it."""
+    folders: set[str] = field(default_factory=set)
+    """Those that neoconvert made."""
+
+    @property
+    def empty(self) -> bool:
+        return not self.ours and not self.foreign
+
+
+def survey(directory: Path, *, deep: bool) -> Survey:
+    """Tell what is whose. `deep`: by digests; otherwise by names and sizes, which is quick."""
+    found = Survey(identity(directory))
+    record, tensors = _recorded(directory / PROVENANCE)
+    made = {str(parent) for name in record for parent in PurePosixPath(name).parents}
+
+    def walk(folder: Path, prefix: str) -> None:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            name, path = prefix + entry.name, Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                if name in made:
+                    found.folders.add(name)
+                    walk(path, f"{name}/")
+                else:
+                    found.foreign.append(f"{name}/")
+            elif entry.is_file(follow_symlinks=False) and (now := signature(path)):
+                if not (_is(path, now, record.get(name), tensors, deep) or bears_seal(path)):
+                    changed = name in record or name == PROVENANCE
+                    found.foreign.append(f"{name} (changed since)" if changed else name)
+                else:
+                    found.ours[name] = now
+            else:
+                found.foreign.append(name)
+
+    walk(directory, "")
+    return found
+
+
+def _recorded(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A neoconvert.json's files and tensors; nothing where it is not ours."""
+    if not bears_seal(path):
+        return {}, {}
+    try:
+        document = read_json(path)
+    except BadInput:
+        return {}, {}
+    files, tensors = document.get("files"), document.get("output", {}).get("tensors")
+    return files if isinstance(files, dict) else {}, tensors if isinstance(tensors, dict) else {}
+
+
+def _is(path: Path, now: Signature, entry: Any, tensors: Mapping[str, Any], deep: bool) -> bool:
+    """Whether a file is the recorded one."""
+    if not isinstance(entry, dict) or entry.get("bytes") != now.size:
+        return False
+    if not deep:
+        return True
+    try:
+        with open(path, "rb") as file:
+            if "sha256" in entry:
+                return bool(_sha256_of(file, 0, now.size).hexdigest() == entry["sha256"])
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if _sha256_of(file, 0, start).hexdigest() != entry.get("header_sha256"):
+                return False
+            file.seek(8)
+            header = json.loads(file.read(start - 8))
+            header.pop("__metadata__", None)
+            for name, tensor in header.items():
+                begin, end = tensor["data_offsets"]
+                if (
+                    _sha256_of(file, start + begin, end - begin).hexdigest()
+                    != tensors[name]["sha256"]
+                ):
+                    return False
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return True
+
+
+def _sha256_of(file: Any, start: int, size: int) -> Any:
+    """The running digest of a part of an open file."""
+    digest = hashlib.sha256()
+    file.seek(start)
+    while size > 0 and (chunk := file.read(min(size, _CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest
+
+
+def remove(directory: Path, found: Survey) -> bool:
+    """Remove what is ours from a directory, and the directory if nothing else is in it.
+
+    Returns: whether it is gone. What was changed or put there since the survey stays.
+    """
+    for name in sorted(found.ours, key=lambda name: name == PROVENANCE):  # the record last
+        path, was = directory / name, found.ours[name]
+        if signature(path) == was:
+            path.unlink(missing_ok=True)
+    for name in sorted(found.folders, key=len, reverse=True):
+        _rmdir(directory / name)
+    return _rmdir(directory)
+
+
+def _rmdir(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

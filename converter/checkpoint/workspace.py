@@ -1,0 +1,242 @@
+"""The place beside OUTPUT where one run works, and what becomes of the places of runs that died.
+
+A workspace is a directory `.NAME.XXXXXXXX.partial` with a locked file in it. A lock that can be had is
+a dead run's. What such a run had moved aside is put back, what it had half written is removed, and a
+file that is not neoconvert's is neither moved nor removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.record import bears_seal, remove, survey
+from converter.checkpoint.renaming import exchange, rename_new, sync
+from converter.checkpoint.signature import Identity, identity
+
+LOCK, SUFFIX = "lock", ".partial"
+LIVE: dict[Path, Workspace] = {}
+"""Those of this process."""
+
+
+class Workspace:
+    """`new` becomes OUTPUT, `old` is where the former one waits; `file` is for an OUTPUT that is one
+    file, and lies beside it because a graph points into its own directory."""
+
+    def __init__(self, parent: Path, name: str) -> None:
+        """Make it. `name`: of OUTPUT, in `parent`; "." where OUTPUT is `parent` itself."""
+        while True:
+            stem = "neoconvert" if name == "." else name[:48]
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{stem}.", suffix=SUFFIX, dir=parent))
+            try:
+                self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            except FileNotFoundError:  # another run took it for a dead one's
+                continue
+            if lock(self._lock) is not False and (self.folder / LOCK).exists():
+                break
+            os.close(self._lock)
+        LIVE[self.folder] = self
+        self.note: dict[str, Any] = {"neoconvert": 1, "output": name}
+        self.new, self.old = self.folder / "new", self.folder / "old"
+        self.file = parent / f"{self.folder.name.removesuffix(SUFFIX)}.new"
+        self.new.mkdir()
+        self.say(new=identity(self.new))
+
+    def say(self, **facts: Any) -> None:
+        """Leave word for the next run, should this one die."""
+        self.note |= facts
+        text = json.dumps(self.note).encode()
+        os.lseek(self._lock, 0, os.SEEK_SET)
+        os.write(self._lock, text.ljust(1024) + b"\n")
+        os.fsync(self._lock)
+
+    def close(self) -> list[str]:
+        """Leave things as they must be, committed or not. Returns what is left, and why."""
+        kept = settle(self.folder, self.note)
+        os.close(self._lock)
+        LIVE.pop(self.folder, None)
+        if not kept:
+            _discard(self.folder)
+        return kept
+
+
+def clean(parent: Path) -> list[str]:
+    """Settle what dead runs left in a directory. Returns what is left all the same, and why."""
+    if not parent.is_dir():
+        return []
+    kept = []
+    for entry in list(parent.iterdir()):
+        if is_workspace(entry) and not entry.is_symlink():
+            kept += _reclaim(entry)
+    return kept
+
+
+def _reclaim(folder: Path) -> list[str]:
+    try:
+        if not (folder / LOCK).exists():
+            folder.rmdir()  # an empty one: the run died at once
+            return []
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return []
+    kept = ["a run's that lives"]
+    try:
+        if not lock(handle):
+            return []
+        note = _note(handle)
+        if note is None:
+            alone = {entry.name for entry in folder.iterdir()} <= {LOCK, "new"}
+            empty = not (folder / "new").is_dir() or not any((folder / "new").iterdir())
+            if not (alone and empty) or os.fstat(handle).st_size:
+                return []
+            note = {"output": "", "new": identity(folder / "new")}
+        kept = settle(folder, note)
+        return kept
+    finally:
+        os.close(handle)
+        if not kept:
+            _discard(folder)
+
+
+def _note(handle: int) -> dict[str, Any] | None:
+    """What the dead run left word of; None where it is not a run's."""
+    try:
+        note = json.loads(os.read(handle, 4096))
+        name = note["output"]
+        if note["neoconvert"] == 1 and isinstance(name, str) and "/" not in name and name != "..":
+            return dict(note)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    return None
+
+
+def settle(folder: Path, note: dict[str, Any]) -> list[str]:
+    """Put back, move on or remove what is in a workspace. Returns what must stay, and why."""
+    name, parent = note["output"], folder.parent
+    target = parent if name == "." else parent / name
+    kept = []
+    if note.get("filling") and (folder / "new").is_dir():
+        kept += _fill_on(folder / "new", target)
+    kept += _settle_directory(folder, target, note)
+    kept += _settle_file(parent / f"{folder.name.removesuffix(SUFFIX)}.new", target, note)
+    return kept
+
+
+def _identity(said: Any) -> Identity | None:
+    return Identity(*said) if isinstance(said, (list, tuple)) and len(said) == 2 else None
+
+
+def _settle_directory(folder: Path, target: Path, note: dict[str, Any]) -> list[str]:
+    new, old, made = folder / "new", folder / "old", _identity(note.get("new"))
+    if old.is_dir() and not os.path.lexists(target):
+        rename_new(old, target)
+        sync(target.parent)
+    kept = []
+    for aside in (new, old):
+        if not aside.is_dir():
+            continue
+        if identity(aside) == made:
+            shutil.rmtree(aside)
+        elif identity(target) == made:  # it was exchanged for ours
+            found = survey(aside, deep=False)
+            if not found.foreign:
+                remove(aside, found)
+            elif not note.get("committed") and exchange(aside, target):
+                remove(aside, survey(aside, deep=True))
+            else:
+                kept.append(f"{aside}: {', '.join(found.foreign[:4])}")
+        else:
+            kept.append(f"{aside}: there is another {target.name} now")
+    return [*kept, *(str(aside) for aside in (new, old) if aside.exists() and not kept)]
+
+
+def _settle_file(file: Path, target: Path, note: dict[str, Any]) -> list[str]:
+    made = _identity(note.get("file"))
+    if not os.path.lexists(file):
+        return []
+    if (
+        made is None
+        or identity(file) == made
+        or bears_seal(file)
+        or (identity(target) == made and exchange(file, target))
+    ):
+        file.unlink()
+    else:
+        return [f"{file}: it was put there meanwhile"]
+    return []
+
+
+def _fill_on(new: Path, target: Path) -> list[str]:
+    """Give a directory the files that are ready for it. It is theirs once this has begun."""
+    kept = []
+    for path in in_order(new):
+        try:
+            rename_new(path, target / path.name)
+        except FileExistsError:
+            if identity(path) == identity(target / path.name):  # linked, and not unlinked yet
+                path.unlink()
+            else:
+                kept.append(f"{path}: there is another {path.name} now")
+    sync(target)
+    return kept
+
+
+def in_order(new: Path) -> list[Path]:
+    """Weights first, and last of all what says that they are complete."""
+    last = ("config.json", "cfg.json", "neoconvert.json")
+    rank = {name: i for i, name in enumerate(last)}
+    return sorted(new.iterdir(), key=lambda path: (rank.get(path.name, -1), path.name))
+
+
+def _discard(folder: Path) -> None:
+    """Remove a settled workspace, its lock last."""
+    if (folder / "new").is_dir():
+        (folder / "new").rmdir()
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def lock(handle: int) -> bool | None:
+    """Take a file's lock, which goes when the process does. False where another has it; None where
+    there are no locks, and nobody's leftovers can be told from a living run's."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else None
+    return True
+
+
+def is_workspace(entry: Path) -> bool:
+    """By its name; whose it is, `clean` finds out."""
+    return entry.name.startswith(".") and entry.name.endswith(SUFFIX) and entry.is_dir()
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """Other runs that fill the same directory wait, where there are locks."""
+    handle = None
+    try:
+        if os.name != "nt":
+            import fcntl
+
+            handle = os.open(directory, os.O_RDONLY)
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

@@ -1,0 +1,139 @@
+"""How a command ends: JSON, errors as three lines, exit codes. Printing decides none of them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from converter.errors import CannotDoHere, Fault, NeoconvertError, SystemRefused
+from converter.interrupts import Interrupted, handled
+from converter.output import LONGEST, inert, steady
+
+SCHEMA_VERSION = 1
+Command = TypeVar("Command", bound=Callable[..., Any])
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Group(click.Group):
+    """The command line: interrupts, and output that cannot fail, around every command."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        _published().clear()
+        with steady():
+            try:
+                with handled(_give_up):
+                    return super().main(*args, **extra)
+            except Interrupted as interrupt:
+                _say_interrupted()
+                sys.exit(interrupt.exit_code)
+
+
+def reporting(command: Command) -> Command:
+    """Errors as three lines and an exit code, whatever went wrong."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+        name = click.get_current_context().info_name or ""
+        try:
+            from converter.display import Display
+
+            display = Display(as_json=as_json, quiet=quiet)
+            document, exit_code = command(*args, display=display, **options)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            _fail(name, told(error), as_json)
+        if as_json:
+            _print_json(name, exit_code, document)
+        sys.exit(exit_code)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def told(error: Exception) -> NeoconvertError:
+    """An error as what it means to the user."""
+    if isinstance(error, NeoconvertError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        full = error.errno in _FULL
+        return SystemRefused(
+            f"The system refused: {error.strerror}.",
+            where=str(error.filename or error.filename2 or "no file named"),
+            do=f"{'Free some space' if full else 'Check permissions and the disk'}, or name another"
+            " place. Nothing was published.",
+        )
+    if isinstance(error, MemoryError):
+        return CannotDoHere(
+            "There is not enough memory.",
+            where=str(error) or "this machine",
+            do="End other programs, or use --effort quick or --no-verify, which need less.",
+        )
+    if isinstance(error, ImportError) and not (error.name or "").startswith("converter"):
+        return CannotDoHere(
+            f"A library is installed here that cannot be imported: {error}.",
+            where=error.name or _place(error),
+            do="Install it again. With --debug you see where it fails.",
+        )
+    return Fault(
+        f"A fault of neoconvert: {type(error).__name__}: {str(error) or 'no more is known'}.",
+        where=_place(error),
+        do="Please report it, with what the same command prints with --debug.",
+    )
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "nowhere known"
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}"
+
+
+def _print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
+    head = {"schema_version": SCHEMA_VERSION, "command": command, "exit_code": exit_code}
+    click.echo(json.dumps(head | document, indent=2, allow_nan=False))
+
+
+def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
+    what, where, do = (inert(line, longest=LONGEST) for line in error.lines())
+    click.echo(f"{click.style('Error', fg='red', bold=True)}: {what}", err=True)
+    click.echo(f"   in: {where}", err=True)
+    click.echo(f"   do: {do}", err=True)
+    if as_json:
+        what, where, do = error.lines()
+        fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
+        _print_json(command, error.exit_code, {"error": fault} | error.details)
+    sys.exit(error.exit_code)
+
+
+def _published() -> list[Path]:
+    """What was published, without importing what publishes."""
+    module = sys.modules.get("converter.checkpoint.publish")
+    return module.PUBLISHED if module else []
+
+
+def _say_interrupted() -> None:
+    done = ", ".join(inert(str(path)) for path in _published())
+    click.echo(f"Interrupted; {done or 'nothing'} was published.", err=True)
+
+
+def _give_up() -> None:
+    """The main thread hangs in a library: tidy in its place."""
+    if module := sys.modules.get("converter.checkpoint.workspace"):
+        for place in list(module.LIVE.values()):
+            with contextlib.suppress(Exception):
+                place.close()
+    done = "nothing" if not _published() else "what was finished"
+    with contextlib.suppress(OSError):
+        os.write(2, f"Interrupted; {done} was published.\n".encode())

@@ -1,0 +1,115 @@
+"""Output that cannot fail, and text from strangers that cannot act."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+LONGEST = 600
+"""Characters of one line that is shown of what others wrote."""
+_STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def inert(text: str, *, keep: str = "", longest: int | None = None) -> str:
+    """Text without what acts on a terminal or a page: control characters, marks of direction and
+    lone surrogates become visible escapes. `keep`: those that may stay. `longest`: where it ends."""
+    if longest and len(text) > longest:
+        text = f"{text[: longest // 2]} … {text[-longest // 4 :]}"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or not _acts(c) else _escape(c) for c in text)
+
+
+def shown(value: object) -> str:
+    """A name or path from elsewhere, for rich: no markup, no control characters."""
+    from rich.markup import escape
+
+    return escape(inert(str(value)))
+
+
+def _acts(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+class Steady:
+    """A text stream whose writes never raise: what its encoding lacks is escaped, and once it is full
+    or closed, the rest goes nowhere. On no terminal, escape sequences are made visible."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.failed = ""
+        """What the system said when it could not be written; "": all is well."""
+        if stream is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        if self._stream is None:
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def write(self, text: str) -> int:
+        if isinstance(text, str) and self._stream is not None and not self.failed:
+            try:
+                self._stream.write(self._plain(text))
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+        return len(text)
+
+    def _plain(self, text: str) -> str:
+        if text.isprintable():
+            return text
+        if not self.isatty():
+            return inert(text, keep="\n\t\r")
+        parts = _STYLE.split(text)
+        styles = [*_STYLE.findall(text), ""]
+        return "".join(
+            inert(part, keep="\n\t\r\b\x07") + style
+            for part, style in zip(parts, styles, strict=True)
+        )
+
+    def flush(self) -> None:
+        if self._stream is not None and not self.failed:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.failed = getattr(error, "strerror", None) or str(error)
+        # What is buffered is flushed once more when Python ends, which must not fail either.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # type: ignore[union-attr]
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def steady() -> Iterator[None]:
+    """stdout and stderr cannot fail while the block runs, whoever writes to them."""
+    before = sys.stdout, sys.stderr
+    out, err = Steady(sys.stdout), Steady(sys.stderr)
+    sys.stdout, sys.stderr = out, err
+    try:
+        yield
+    finally:
+        out.flush()
+        if out.failed and "pipe" not in out.failed.lower():
+            err.write(f"Warning: stdout could not be written: {out.failed}.\n")
+        err.flush()
+        sys.stdout, sys.stderr = before
