@@ -53,7 +53,7 @@ class Steady:
             stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
-        if self._stream is None:
+        if self._stream is None or name == "buffer":  # click would write past us
             raise AttributeError(name)
         return getattr(self._stream, name)
 
@@ -64,7 +64,9 @@ class Steady:
             return False
 
     def write(self, text: str) -> int:
-        if isinstance(text, str) and self._stream is not None and not self.failed:
+        if not isinstance(text, str):
+            raise TypeError("text is written here, and no bytes")
+        if self._stream is not None and not self.failed:
             try:
                 self._stream.write(self._plain(text))
             except (OSError, ValueError) as error:
@@ -79,8 +81,7 @@ class Steady:
         parts = _STYLE.split(text)
         styles = [*_STYLE.findall(text), ""]
         return "".join(
-            inert(part, keep="\n\t\r\b\x07") + style
-            for part, style in zip(parts, styles, strict=True)
+            inert(part, keep="\n\t\r") + style for part, style in zip(parts, styles, strict=True)
         )
 
     def flush(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from converter.checkpoint.record import rerecord
 from converter.cli import main
 from tests.checkpoints import Recipe, read_all, write_hf
 
@@ -133,6 +134,8 @@ def _refused(tmp_path: Path, arguments: list[str], code: int, says: str) -> None
     output = tmp_path / "out"
     output.mkdir()
     (output / "config.json").write_text("precious")
+    (output / "neoconvert.json").write_text("{}")
+    rerecord(output)
     before = {
         path for path in tmp_path.rglob("*") if "out" in path.parts or path.parent == tmp_path
     }
@@ -145,7 +148,7 @@ def _refused(tmp_path: Path, arguments: list[str], code: int, says: str) -> None
     assert lines[2].startswith("   do: ")
     assert says in result.stderr
     assert not result.stdout
-    assert [p.name for p in output.iterdir()] == ["config.json"]
+    assert sorted(p.name for p in output.iterdir()) == ["config.json", "neoconvert.json"]
     assert (output / "config.json").read_text() == "precious"
     assert {p for p in tmp_path.rglob("*") if "out" in p.parts or p.parent == tmp_path} == before
 

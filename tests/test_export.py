@@ -69,8 +69,12 @@ def test_a_graph_that_is_there_is_kept(here: Path) -> None:
     result = run("export-onnx", here)
     assert result.exit_code == 2
     assert (here / "model.onnx").read_bytes() == b"mine"
+    assert run("export-onnx", here, "--overwrite", "--no-verify").exit_code == 2
+    assert (here / "model.onnx").read_bytes() == b"mine"
+    (here / "model.onnx").unlink()
+    assert run("export-onnx", here, "--no-verify").exit_code == 0
+    assert run("export-onnx", here, "--no-verify").exit_code == 2
     assert run("export-onnx", here, "--overwrite", "--no-verify").exit_code == 0
-    assert (here / "model.onnx").read_bytes() != b"mine"
     assert not [name for name in os.listdir(here) if "partial" in name]
 
 

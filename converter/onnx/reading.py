@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -92,6 +93,9 @@ def read_onnx(path: Path) -> OnnxFile:
     places: dict[Path, dict[str, tuple[int, int]] | None] = {}
     for tensor in external:
         _check_reference(tensor, path, places)
+    for tensor in tensors:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            _check_inline(tensor, path)
     inputs = tuple(value.name for value in graph.input)
     outputs = tuple(value.name for value in graph.output)
     nodes = [n for found, _ in graphs for n in found]
@@ -134,6 +138,13 @@ def _corrupt(what: str, path: Path) -> CorruptFile:
     return CorruptFile(f"{what}.", where=str(path), do="Export or download it again.")
 
 
+_HALVES = tuple(
+    getattr(onnx.TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1")
+    if hasattr(onnx.TensorProto, name)
+)
+"""Dtypes of which a byte holds two."""
+_MAX_DIMS = 32
 _Found = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 
@@ -214,6 +225,27 @@ def _check_reference(
             f"{location} does not hold {tensor.name} where the graph expects it.",
             where=where,
             do="The weights have changed since the graph was written; export it again.",
+        )
+
+
+def _check_inline(tensor: onnx.TensorProto, path: Path) -> None:
+    """What the file holds of a tensor must be what its dtype and dimensions say."""
+    elements = math.prod(map(int, tensor.dims))
+    if tensor.HasField("raw_data"):
+        expected, found = _nbytes(tensor, path), len(tensor.raw_data)
+        if tensor.data_type in _HALVES:
+            expected = (elements + 1) // 2
+        sound = expected == found and tensor.data_type != onnx.TensorProto.STRING
+    else:
+        field = "float_data"
+        with suppress(KeyError):
+            field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+        expected, found = elements, len(getattr(tensor, field))
+        sound = found in (expected, 2 * expected, (expected + 1) // 2)  # complex; of four bits
+    if not sound or len(tensor.dims) > _MAX_DIMS or min(tensor.dims, default=0) < 0:
+        raise _corrupt(
+            f"Tensor {tensor.name} is not what its dimensions say: {expected} expected, {found} found",
+            path,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,6 +182,9 @@ def _random_tokens(d_vocab: int, batch: int, length: int, seed: int) -> np.ndarr
     return tokens
 
 
+MAX_TEXT_BYTES = 2**20
+
+
 def text_probes(config: NeoConfig, directory: Path | None, path: Path) -> list[Probe]:
     """A user's own text, in pieces of the context's length.
 
@@ -187,7 +192,14 @@ def text_probes(config: NeoConfig, directory: Path | None, path: Path) -> list[P
         BadInput: it cannot be read, or there is no tokenizer that fits the vocabulary.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise BadInput(
+                f"The text is longer than {MAX_TEXT_BYTES:,} bytes, which would take hours to run.",
+                where=str(path),
+                do=f"Give a part of it: head -c {MAX_TEXT_BYTES} {shlex.quote(str(path))} > PART",
+            )
+        # The end may be cut within a character.
+        text = codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadInput(
             f"The text cannot be read: {error}.",

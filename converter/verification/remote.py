@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,15 +80,17 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
         )
 
     folder = tempfile.TemporaryDirectory(prefix="neoconvert.")
-    here = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    command = [str(python), "-m", "converter.verification.remote"]
-    arguments = [str(checkpoint.source.path), folder.name, device]
+    # The child has our code, its own environment's libraries, and nothing of where we stand.
+    library = Path(folder.name) / "library"
+    _bring(Path(__file__).resolve().parents[1], library)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [os.path.abspath(python), "-m", "converter.verification.remote"]
+    arguments = [str(checkpoint.source.path.resolve()), folder.name, device]
     try:
         with open(Path(folder.name) / _LOG, "w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                text=True, env=os.environ | {"PYTHONPATH": path},
+                text=True, env=kept | {"PYTHONPATH": str(library)}, cwd=library,
             )  # fmt: skip
     except OSError as error:
         raise CannotDoHere(
@@ -99,6 +102,15 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
     cpu = torch.device("cpu")
     what = f"{info['what']} ({info['name']} {info['version']})"
     return Remote(info["name"], what, info["version"], cpu, process, folder)
+
+
+def _bring(package: Path, library: Path) -> None:
+    """Have a directory hold our package and nothing else."""
+    library.mkdir()
+    try:
+        (library / package.name).symlink_to(package, target_is_directory=True)
+    except OSError:  # Windows, without the right to make links
+        shutil.copytree(package, library / package.name)
 
 
 def _ask(process: subprocess.Popen[str], request: str | None, folder: Path) -> dict[str, Any]:

@@ -206,6 +206,7 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
     where = resolve_device(device)
     if checkpoint.graph is not None:
@@ -230,7 +231,7 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
         raise
     except (
         RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError,
-        StrictDataclassError,
+        StrictDataclassError, SafetensorError,
     ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import Checkpoint, publish
+from converter.errors import OutputExists
 from converter.verification import verify
 from converter.verification.report import render, write_report
 from tests import browser
@@ -226,13 +226,26 @@ def test_the_old_report_stays_until_the_new_one_is_whole(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(publish, "exchange", full)
         with pytest.raises(OSError, match="no space"):
             write_report(document(passed=False), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     write_report(document(passed=False), path)
     assert path.read_bytes() != before
+    path.write_bytes(path.read_bytes() + b"a remark of mine")
+    with pytest.raises(OutputExists):
+        write_report(document(), path)
+    assert path.read_bytes().endswith(b"mine")
+
+
+def test_names_do_not_act_on_the_page(tmp_path: Path) -> None:
+    hostile = "</script><b>\u202e\x1b]0;pwned\x07"
+    write_report(document() | {"original": hostile, "problems": [hostile]}, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "\\u202e\\x1b]0;pwned\\x07" in page
+    assert not {"\u202e", "\x1b", "\x07"} & set(page)
+    assert "<b>\\u202e" not in page
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,219 @@
+"""How commands end: the exit code says what happened, whatever broke, and printing decides nothing."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from safetensors import SafetensorError
+
+import converter.pipeline
+from converter import demo, errors
+from converter.cli import main
+from converter.output import Steady, inert
+from tests.checkpoints import Recipe, write_hf
+
+
+@pytest.fixture
+def hf(tmp_path: Path) -> Path:
+    write_hf(tmp_path / "hf", Recipe())
+    return tmp_path / "hf"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def process(
+    *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "converter", *arguments]
+    return subprocess.run(command, capture_output=True, env=env)
+
+
+BROKEN: list[tuple[BaseException, int]] = [
+    (KeyError("x"), 70),
+    (AssertionError(), 70),
+    (RecursionError("deep"), 70),
+    (UnicodeError("odd"), 70),
+    (OSError("without a number"), 70),
+    (SafetensorError("from nowhere"), 70),
+    (MemoryError("12 GB"), 4),
+    (ModuleNotFoundError("No module named 'torch'", name="torch"), 4),
+    (ModuleNotFoundError("No module named 'converter.x'", name="converter.x"), 70),
+    (OSError(errno.ENOSPC, "No space left on device", "/full"), 3),
+    (OSError(errno.EROFS, "Read-only file system", "/disc"), 3),
+    (BrokenPipeError(errno.EPIPE, "Broken pipe"), 3),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), BROKEN, ids=lambda value: repr(value)[:50])
+@pytest.mark.parametrize("where", ["make_plan", "stream"])
+def test_whatever_breaks(
+    error: BaseException, code: int, where: str, hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(converter.pipeline, where, breaks)
+    for more in ([], ["--json"], ["--debug"]):
+        result = run("hf-to-tl", hf, hf.parent / "out", "--no-verify", *more)
+        assert result.exit_code == code
+        assert [line[:5] for line in result.stderr.splitlines()[-3:]] == ["Error", "   in", "   do"]
+        assert ("Traceback" in result.stderr) == ("--debug" in more)
+        if more == ["--json"]:
+            assert json.loads(result.stdout)["exit_code"] == code
+        assert sorted(p.name for p in hf.parent.iterdir()) == ["hf"]
+
+
+KINDS = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, errors.NeoconvertError)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_error(
+    kind: type[errors.NeoconvertError], hf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise kind("a\nforged: line", where="\x1b]0;title\x07", do="\u202e" + "x" * 10**6)
+
+    monkeypatch.setattr(converter.pipeline, "make_plan", breaks)
+    result = run("hf-to-tl", hf, hf.parent / "out")
+    assert result.exit_code == kind.exit_code
+    assert (result.exit_code == 1) == (kind is errors.VerificationFailed)
+    assert len(result.stderr.splitlines()) == 3
+    assert len(result.stderr) < 3000
+    assert not {"\x1b", "\x07", "\u202e"} & set(result.stderr)
+
+
+def test_after_publishing_errors_are_warnings(hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from converter.display import Display
+
+    def breaks(*_: object) -> None:
+        raise ValueError("markup")
+
+    monkeypatch.setattr(Display, "conversion", breaks)
+    result = run("hf-to-tl", hf, hf.parent / "out", "--no-verify", "--json")
+    assert result.exit_code == 0
+    assert "Warning" in result.stderr
+    assert json.loads(result.stdout)["published"] is True
+
+
+def test_a_report_that_fails_is_a_warning(hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "r.html")
+
+    report = ["--effort", "quick", "--report", hf.parent / "r.html"]
+    monkeypatch.setattr("converter.verification.report.write_report", full)
+    monkeypatch.setattr("converter.verification.report.page.write_report", full)
+    result = run("hf-to-tl", demo.MODEL, hf.parent / "out", *report)
+    assert (result.exit_code, "no report was written" in result.stderr) == (0, True), result.output
+    assert run("verify", demo.MODEL, hf.parent / "out", *report).exit_code == 3
+
+
+@pytest.mark.parametrize("place", ["hf/model.safetensors", "hf/config.json", "notes.html", "out"])
+def test_a_report_replaces_no_file_but_a_report(place: str, hf: Path) -> None:
+    (hf.parent / "notes.html").write_text("<p>mine")
+    path = hf.parent / place
+    before = path.exists() and path.read_bytes()
+    result = run("hf-to-tl", hf, hf.parent / "out", "--report", path)
+    assert result.exit_code == 2
+    assert not (hf.parent / "out").exists()
+    assert (path.exists() and path.read_bytes()) == before
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_no_encoding_fails(encoding: str, hf: Path) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    for name in ("plain", "[/bold] [red]x", "\u0141\u00f3d\u017a"):
+        done = process("hf-to-tl", hf, hf.parent / name, "--no-verify", env=env)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert b"[/bold] [red]x" in process("inspect", hf.parent / "[/bold] [red]x", env=env).stdout
+
+
+def test_a_name_that_is_not_utf8(hf: Path) -> None:
+    source, output = (os.fsdecode(os.fsencode(hf.parent) + name) for name in (b"/s\xff", b"/o\xff"))
+    os.rename(hf, source)
+    done = process("hf-to-tl", source, output, "--no-verify")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads((Path(output) / "neoconvert.json").read_bytes())["source"]["given"] == source
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("how", ["full", "closed", "no reader"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_stdout_that_takes_nothing(how: str, more: list[str], hf: Path) -> None:
+    command = [sys.executable, "-m", "converter", "hf-to-tl", str(hf), str(hf.parent / "o"), "--no-verify", *more]  # fmt: skip
+    shell = {"full": '"$@" > /dev/full', "closed": '"$@" >&-', "no reader": '"$@" | true; exit ${PIPESTATUS[0]}'}[how]  # fmt: skip
+    done = subprocess.run(["bash", "-c", shell, "-", *command], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert (hf.parent / "o/neoconvert.json").exists()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_interrupted(sign: signal.Signals, hangs: bool, hf: Path) -> None:
+    """At once, also where a library holds the main thread and no handler runs."""
+    wait = "__import__('ctypes').CDLL(None).sleep(60)" if hangs else "time.sleep(60)"
+    program = (
+        "import sys, time\n"
+        "from converter.checkpoint.writer import Writer\n"
+        f"Writer.write = lambda *a: (print('writing', flush=True), {wait})\n"
+        "from converter.cli import main; main()"
+    )
+    arguments = ["hf-to-tl", str(hf), str(hf.parent / "out"), "--no-verify"]
+    command = [sys.executable, "-c", program, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline() == b"writing\n"
+        start = time.monotonic()
+        running.send_signal(sign)
+        assert running.wait(20) == 128 + sign
+        assert time.monotonic() - start < 8
+        assert b"Interrupted; nothing was published." in running.stderr.read()
+    assert sorted(p.name for p in hf.parent.iterdir()) == ["hf"]
+
+
+def test_nothing_is_imported_from_where_one_stands(tmp_path: Path) -> None:
+    """The child of --python has our code, its own libraries, and no others."""
+    model = tmp_path / "m"
+    shutil.copytree(demo.MODEL, model)
+    (model / "numpy.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise ImportError")
+    here = Path(converter.__file__).resolve().parents[1]
+    program = f"import sys; sys.path[0] = {str(here)!r}; from converter.cli import main; main()"
+    arguments = ["verify", ".", ".", "--effort", "quick", "--python", sys.executable]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=model, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_inert() -> None:
+    assert inert("Łódź → 深い") == "Łódź → 深い"
+    assert inert("a\nb\x9b2J\u2028\u2066\udcff") == "a\\nb\\x9b2J\\u2028\\u2066\\udcff"
+    assert len(inert("x" * 10**6, longest=100)) < 100
+
+
+def test_a_terminal_keeps_styles_and_nothing_else(tmp_path: Path) -> None:
+    with open(tmp_path / "out", "w", encoding="utf-8") as file:
+        stream = Steady(file)
+        stream.isatty = lambda: True  # type: ignore[method-assign]
+        stream.write("\x1b[1mbold\x1b[0m\x1b]0;title\x07 \x1bc\n")
+        stream.flush()
+    assert (tmp_path / "out").read_text() == "\x1b[1mbold\x1b[0m\\x1b]0;title\\x07 \\x1bc\n"
