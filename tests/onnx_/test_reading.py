@@ -208,3 +208,38 @@ def test_graphs_that_are_not_language_models(tiny: Checkpoint) -> None:
         with pytest.raises(ForeignGraph) as caught:
             read_onnx(spoiled(path, spoil))
         assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[2**62], raw_data=b"abcd"),
+        TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[2**32, 2**32], raw_data=b""),
+        TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[0], raw_data=b"abcd"),
+        TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[1] * 65, raw_data=b"abcd"),
+        TensorProto(name="x", data_type=TensorProto.FLOAT, dims=[4], float_data=[1.0]),
+        TensorProto(name="x", data_type=TensorProto.STRING, dims=[1], raw_data=b"12345678"),
+        TensorProto(name="x", data_type=TensorProto.COMPLEX128, dims=[1], raw_data=b"abcd"),
+        TensorProto(name="x", data_type=TensorProto.INT4, dims=[4], raw_data=b"abcd"),
+    ],
+)
+def test_inline_data_that_does_not_fit(tiny: Checkpoint, proto: TensorProto) -> None:
+    path = export(tiny).path
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer.append(proto)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CorruptFile, match="dimensions"):
+        read_onnx(path)
+
+
+def test_inline_data_that_fits(tiny: Checkpoint) -> None:
+    path = export(tiny).path
+    model = onnx.load(path, load_external_data=False)
+    packed = TensorProto(name="x", data_type=TensorProto.INT4, dims=[3], raw_data=b"ab")
+    listed = helper.make_tensor("y", TensorProto.FLOAT16, [3], [1.0, 2.0, 3.0])
+    pairs = TensorProto(
+        name="z", data_type=TensorProto.COMPLEX64, dims=[2], float_data=[0, 1, 2, 0]
+    )
+    model.graph.initializer.extend([packed, listed, pairs])
+    path.write_bytes(model.SerializeToString())
+    assert read_onnx(path).n_weights == len(model.graph.initializer)

@@ -91,6 +91,12 @@ def test_a_users_text(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(BadInput, match="cannot be read"):
         text_probes(config(), tmp_path, file)
+    file.write_bytes("fox she window é".encode()[:-1])  # head -c cuts where it likes
+    assert [p.name for p in text_probes(config(), tmp_path, file)] == ["mine.txt"]
+    with open(file, "wb") as long:
+        long.truncate(2**20 + 1)
+    with pytest.raises(BadInput, match="longer than"):
+        text_probes(config(), tmp_path, file)
 
 
 def test_are_seeded() -> None:
