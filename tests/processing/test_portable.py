@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter.convert import hf_to_tl
+from converter.demo import MODEL
 from converter.processing.portable import matmul, mean, qr, svd, total
 from converter.processing.step import Array
 from tests.processing.fingerprint import SPECTRA, digest, spectrum
@@ -40,18 +42,34 @@ def here() -> str:
     return digest()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_processing_gives_the_same_bits_under_other_kernels(kernel: str, here: str) -> None:
+def run(kernel: str, *arguments: str) -> str:
+    """What Python prints with these arguments, under another kernel."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.processing.fingerprint"],
+        [sys.executable, "-W", "ignore", *arguments],
         env={**os.environ, **KERNELS[kernel], "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=True,
         cwd=ROOT,
     )
-    assert done.stdout.strip() == here
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_processing_gives_the_same_bits_under_other_kernels(kernel: str, here: str) -> None:
+    assert run(kernel, "-m", "tests.processing.fingerprint") == here
+
+
+def test_a_directory_is_the_same_byte_for_byte(tmp_path: Path) -> None:
+    """Weights, ledger and provenance of every step, for the trained model."""
+    options = ("--process", "all", "--ledger", "exact", "--no-verify", "--quiet")
+    command = ("-m", "converter", "hf-to-tl", str(MODEL))
+    run("Prescott, no vectors", *command, str(tmp_path / "there"), *options)
+    hf_to_tl(MODEL, tmp_path / "here", process="all", ledger="exact", check=False)
+    for file in ("model.safetensors", "ledger.safetensors", "neoconvert.json"):
+        there, own = (tmp_path / place / file for place in ("there", "here"))
+        assert there.read_bytes() == own.read_bytes(), file
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 20), st.integers(0, 30))
