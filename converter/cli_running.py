@@ -46,7 +46,7 @@ def require_report(path: Path | None, output: Path | None = None) -> None:
     """
     if path is None:
         return
-    from converter.checkpoint.publish import require_free
+    from converter.checkpoint.replaceable import require_free
 
     target = path.resolve()
     require_free(target, overwrite=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.publish import check_output
+from converter.checkpoint.replaceable import check_output
 from converter.choices import one_of
 from converter.errors import BadInput, UsageError
 from converter.exporting import Addition, Graph, add_graph

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from converter.checkpoint import Checkpoint, NeoConfig
-from converter.checkpoint.publish import adding, require_free
+from converter.checkpoint.publish import adding
+from converter.checkpoint.replaceable import require_free
 from converter.choices import flags, of_kind, one_of
 from converter.errors import UsageError, VerificationFailed
 from converter.request import Checking

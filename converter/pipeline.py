@@ -10,7 +10,8 @@ from converter.checkpoint import Checkpoint, open_checkpoint, provenance, sideca
 from converter.checkpoint.files import WEIGHTS
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, make_plan
-from converter.checkpoint.publish import check_output, staging
+from converter.checkpoint.publish import staging
+from converter.checkpoint.replaceable import check_output
 from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout
@@ -88,7 +89,7 @@ def convert(
 
     Raises:
         NotRepresentable: the target cannot hold what the source holds.
-        OutputExists, SamePlace: see `publish.check_output`.
+        OutputExists, SamePlace: see `replaceable.check_output`.
         VerificationFailed: the files do not reproduce the source; nothing was published.
     """
     source, writing, checking = route.source, writing or Writing(), checking or Checking()

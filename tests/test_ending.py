@@ -204,6 +204,18 @@ def test_nothing_is_imported_from_where_one_stands(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_broken_library(tmp_path: Path) -> None:
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub/transformer_lens.py").write_text("raise ImportError('broken')")
+    assert run("hf-to-tl", demo.MODEL, tmp_path / "tl", "--no-verify").exit_code == 0
+    path = os.pathsep.join([str(tmp_path / "stub"), str(Path(converter.__file__).parents[1])])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = process("verify", demo.MODEL, tmp_path / "tl", "--effort", "quick", env=env)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 3
+    assert b"broken" in done.stderr
+
+
 def test_inert() -> None:
     assert inert("Łódź → 深い") == "Łódź → 深い"
     assert inert("a\nb\x9b2J\u2028\u2066\udcff") == "a\\nb\\x9b2J\\u2028\\u2066\\udcff"

@@ -16,8 +16,9 @@ import pytest
 import converter
 from converter.checkpoint import publish, renaming
 from converter.checkpoint.plan import Planned
-from converter.checkpoint.publish import adding, check_output, staging
+from converter.checkpoint.publish import adding, staging
 from converter.checkpoint.record import UNSEALED, bears_seal, rerecord, sealed, survey
+from converter.checkpoint.replaceable import check_output
 from converter.checkpoint.workspace import clean
 from converter.convert import hf_to_tl
 from converter.errors import NoSpace, OutputExists, SamePlace, SourceChanged, VerificationFailed

@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.checkpoint.record import Survey, bears_seal, survey
+from converter.checkpoint.record import Survey, survey
 from converter.checkpoint.renaming import exchange, rename_new, sync, sync_tree
+from converter.checkpoint.replaceable import fixed, require_free, require_replaceable
 from converter.checkpoint.signature import Identity, Signature, identity, signature
 from converter.checkpoint.workspace import Workspace, alone_in, clean, in_order, is_workspace
-from converter.errors import NoSpace, OutputExists, SamePlace
+from converter.errors import NoSpace, OutputExists
 from converter.interrupts import held
 
 PUBLISHED: list[Path] = []
@@ -32,95 +33,6 @@ class Stage:
     """The directory to fill, or the name of the file to write."""
     warnings: list[str] = field(default_factory=list)
     """What went wrong after it was published, or with what a dead run had left."""
-
-
-def check_output(output: Path, source: Path | None, *, overwrite: bool) -> None:
-    """Refuse an OUTPUT that would harm what is there. Nothing is written, and no weight is read.
-
-    Raises:
-        SamePlace: OUTPUT is SOURCE, in it, or a directory that holds it.
-        OutputExists: it is there and may not be replaced.
-    """
-    target = Path(os.path.realpath(output))
-    if source is not None:
-        _require_apart(output, target, source)
-    require_replaceable(output, overwrite=overwrite, deep=False)
-
-
-def _require_apart(output: Path, target: Path, source: Path) -> None:
-    origin = Path(os.path.realpath(source))
-    if _within(origin, target):
-        raise SamePlace(
-            "OUTPUT is the same place as SOURCE, or holds it.",
-            where=f"{output} and {source}",
-            do="Name another OUTPUT directory.",
-        )
-    if origin.is_dir() and _within(target, origin):
-        raise SamePlace(
-            "OUTPUT is inside SOURCE, which nothing is written to.",
-            where=f"{output} and {source}",
-            do="Name an OUTPUT directory beside SOURCE, or anywhere else.",
-        )
-
-
-def _within(path: Path, directory: Path) -> bool:
-    """Also through another mount of the directory, or another spelling of its name."""
-    where = identity(directory)
-    return directory in (path, *path.parents) or (
-        where is not None and where in {identity(p) for p in (path, *path.parents)}
-    )
-
-
-def require_replaceable(output: Path, *, overwrite: bool, deep: bool) -> Survey | None:
-    """What is at OUTPUT, all of which may go; None where nothing is.
-
-    Args:
-        deep: tell by digests what neoconvert wrote; otherwise by names and sizes.
-
-    Raises:
-        OutputExists: it may not be replaced.
-    """
-    target = Path(os.path.realpath(output))
-    if not os.path.lexists(target):
-        return None
-    if not target.is_dir():
-        raise OutputExists(
-            "OUTPUT exists and is not a directory.",
-            where=str(output),
-            do="Name another OUTPUT directory.",
-        )
-    if not overwrite:
-        if not all(is_workspace(entry) for entry in target.iterdir()):
-            raise OutputExists(
-                "OUTPUT exists already.",
-                where=str(output),
-                do="Name another directory, or add --overwrite to replace what neoconvert wrote.",
-            )
-        return Survey(identity(target))
-    found = survey(target, deep=deep)
-    if not found.empty and _fixed(target):
-        raise OutputExists(
-            "OUTPUT cannot be replaced whole: it is where you are, or a mounted file system.",
-            where=str(output),
-            do="Go to another directory and run it there, or name a directory inside OUTPUT.",
-        )
-    if found.foreign:
-        few = ", ".join(found.foreign[:6])
-        more = f" and {len(found.foreign) - 6} more" if len(found.foreign) > 6 else ""
-        raise OutputExists(
-            "OUTPUT holds what neoconvert did not write, and --overwrite does not remove that."
-            if found.ours
-            else "OUTPUT holds nothing that neoconvert wrote as it is now, so --overwrite does not replace it.",
-            where=f"{output}: {few}{more}",
-            do="Move these elsewhere, or name another directory.",
-        )
-    return found
-
-
-def _fixed(target: Path) -> bool:
-    """Whether a directory must stay the one it is: someone stands in it, or it is a mount."""
-    here = Path.cwd()
-    return target in (here, *here.parents) or os.path.ismount(target)
 
 
 @contextmanager
@@ -143,7 +55,7 @@ def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterato
         if target.is_dir():
             clean(target)
         before = require_replaceable(output, overwrite=overwrite, deep=True)
-        inside = before is not None and before.empty and _fixed(target)
+        inside = before is not None and before.empty and fixed(target)
         _require_space(target if inside else target.parent, needs)
         place = Workspace(target, ".") if inside else Workspace(target.parent, target.name)
         stage = Stage(place.new, warnings)
@@ -287,29 +199,6 @@ def _fill(place: Workspace, target: Path, output: Path) -> None:
             if isinstance(error, FileExistsError):
                 raise _meanwhile(output) from error
             raise
-
-
-def require_free(path: Path, *, overwrite: bool) -> Signature | None:
-    """What is at `path`, which may be replaced; None where nothing is.
-
-    Raises:
-        OutputExists: it may not.
-    """
-    if not os.path.lexists(path):
-        return None
-    if not overwrite:
-        raise OutputExists(
-            f"There is a {path.name} already.",
-            where=str(path),
-            do="Remove it, or add --overwrite to replace one that neoconvert wrote.",
-        )
-    if not bears_seal(path):
-        raise OutputExists(
-            f"There is a {path.name} that neoconvert did not write, or that was changed since.",
-            where=str(path),
-            do="Move it elsewhere first. Only what neoconvert wrote is ever replaced.",
-        )
-    return signature(path)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, NeoconvertError
+from converter.errors import BadInput, CannotDoHere, NeoconvertError
 from converter.verification.evidence import NotComparable
 from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
@@ -214,6 +215,8 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
 
         return open_onnx(checkpoint, where)
     lens = installed("transformer-lens")
+    if lens and checkpoint.layout != "hf":
+        _require_lens(lens)
     try:
         if checkpoint.layout == "hf":
             model = hf_model(checkpoint, where)
@@ -241,6 +244,21 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
         ) from error
     what = f"neoconvert's own forward (transformer-lens {lens} cannot run this layout)"
     return OwnForward("neoconvert", what, installed("neoconvert"), where, checkpoint)
+
+
+def _require_lens(version: str) -> None:
+    """
+    Raises:
+        CannotDoHere: TransformerLens is installed, and broken.
+    """
+    try:
+        importlib.import_module("transformer_lens")
+    except ImportError as error:
+        raise CannotDoHere(
+            f"TransformerLens is installed here and cannot be imported: {error}",
+            where=f"transformer-lens {version}",
+            do="Install it again, or verify in an environment where it works with --python.",
+        ) from error
 
 
 @contextlib.contextmanager
