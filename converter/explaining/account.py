@@ -79,7 +79,7 @@ def account(
     if not told.steps or told.reasons:
         return None
     if (cast := told.cast) and not cast.exact and cast.stored != cast.after:
-        return None  # rounded to less than it is stored in: a loss that storage does not account for
+        return None  # a loss that storage does not account for
     if told.verdict == "different-model" and not told.unexplained:
         return None
     done = [step for step in told.steps if step not in told.undone]
