@@ -17,7 +17,9 @@ CODES: dict[str, np.dtype[np.generic]] = {
 }
 """safetensors dtype codes that a weight may have."""
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 2 * 2**20
+_COLUMNS = 512
+"""Copied at a time where memory does not run along a row, so that lines of it stay in cache."""
 
 
 def code_of(array: np.ndarray) -> str:
@@ -82,11 +84,23 @@ def sha256(array: np.ndarray) -> str:
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Slices along the first axis, contiguous, in order, of at most 64 MiB (one row at least)."""
+    """Slices along the first axis, contiguous, in order, of some 2 MiB (one row at least)."""
     if array.ndim == 0:
         yield np.ascontiguousarray(array)
         return
+    grain = getattr(array, "grain", 1)  # of a Piecewise
     row = max(1, array.nbytes // max(1, array.shape[0]))
-    step = max(1, _CHUNK_BYTES // row)
+    step = -(-max(1, _CHUNK_BYTES // row) // grain) * grain
     for start in range(0, array.shape[0], step):
-        yield np.ascontiguousarray(array[start : start + step])
+        yield contiguous(array[start : start + step])
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """The array in C order: itself, or a copy."""
+    if array.flags.c_contiguous or array.ndim < 2:
+        return np.ascontiguousarray(array)
+    result = np.empty(array.shape, array.dtype)
+    for start in range(0, array.shape[-1], _COLUMNS):
+        part = (..., slice(start, start + _COLUMNS))
+        result[part] = array[part]
+    return result

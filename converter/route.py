@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.ledger_file import LedgerFile
-from converter.dtypes import cast
 from converter.layout import Slot
+from converter.piecewise import stored_as
 from converter.processing import Carry, Step, absorb, apply_all, homeless
 from converter.processing.attn_scale import unscaled
 from converter.processing.ledger import decode_unit
+from converter.processing.step import in_float64
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
@@ -29,7 +30,8 @@ _CARRY = Carry()
 
 @dataclass(frozen=True)
 class Made:
-    """A unit's weights on the far side: float64 where computed, stored bits where only moved."""
+    """A unit's weights on the far side: stored bits where only moved; where computed, float64, and
+    matrices piece by piece (`converter.piecewise`)."""
 
     tensors: Tensors
     records: Sequence[Mapping[str, Array]] = ()
@@ -111,7 +113,7 @@ class Processing(Route):
     whole_units = True
 
     def make(self, unit: Tensors, layer: int | None) -> Made:
-        wide = _wide(super().make(unit, layer).tensors)
+        wide = in_float64(super().make(unit, layer).tensors)
         result, records = apply_all(wide, self.pipeline)
         return Made(_moved(unit, wide, result), records)
 
@@ -127,7 +129,7 @@ class Functional(Route):
         scaled = super().make(unit, layer).tensors
         if not homeless(scaled):
             return Made(scaled)
-        wide = _wide(scaled)
+        wide = in_float64(scaled)
         return Made(_moved(unit, wide, _CARRY.apply(wide)[0]))
 
 
@@ -168,16 +170,12 @@ class Undoing(Route):
         # A head that is tied in the processed file too has gone through no step.
         result = unit | {n: r.array for n, r in restored.items()}
         if homeless(result):  # an edit that needs a bias the original did not have
-            wide = _wide(result)
+            wide = in_float64(result)
             placed = absorb(wide)
             placed = _CARRY.apply(placed)[0] if homeless(placed) else placed
             result = _moved(result, wide, placed)
         exact = {n for n, r in restored.items() if r.exact and result[n] is r.array}
         return Made(result, original=frozenset(exact))
-
-
-def _wide(unit: Tensors) -> dict[str, NDArray[np.float64]]:
-    return {name: cast(array, "F64") for name, array in unit.items()}
 
 
 def _moved(stored: Tensors, before: Tensors, after: Tensors) -> Tensors:
@@ -214,4 +212,5 @@ class Expected:
             self._made = None  # released before the next is made
             unit = {slot.local: self.route.source.tensor(slot.key) for slot in slots}
             self._made = slots, self.route.make(unit, slots[0].layer).tensors
-        return cast(self._made[1][self.route.source.slots[key].local], code)
+        made = self._made[1][self.route.source.slots[key].local]
+        return np.asarray(stored_as(made, code))

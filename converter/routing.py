@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,10 +12,12 @@ from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerFile, open_ledger
 from converter.checkpoint.provenance import describes
 from converter.checkpoint.source import LEDGER
-from converter.dtypes import cast, same_bits, sha256
+from converter.dtypes import same_bits, sha256
 from converter.errors import CannotUndo, UsageError
-from converter.layout import Layout
+from converter.layout import Layout, Slot
+from converter.piecewise import stored_as
 from converter.processing import Carry, Rounding, State, Step, detect, in_order
+from converter.processing.step import in_float64, is_vector
 from converter.route import Functional, Processing, Route, Tensors, Undoing, groups
 
 Reverse = Literal["auto", "exact", "functional"]
@@ -39,11 +41,7 @@ def _denied(source: Checkpoint) -> set[str]:
     """Steps that by their vectors alone most units have not gone through."""
     told: dict[str, list[bool]] = {}
     for slots in groups(source.slots, whole=True):
-        unit = {
-            s.local: source.tensor(s.key, "F64")
-            for s in slots
-            if s.local.rsplit(".", 1)[-1].startswith(("b", "w"))
-        }
+        unit = {s.local: source.tensor(s.key, "F64") for s in slots if is_vector(s.local)}
         coarsest = max((Rounding.of(source.code(s.key)) for s in slots), key=lambda r: r.relative)
         with np.errstate(invalid="ignore", over="ignore"):
             states = detect(unit, coarsest)
@@ -90,19 +88,44 @@ def processing(source: Checkpoint, steps: Sequence[Step], layout: Layout) -> Rou
 
 
 def already_applied(source: Checkpoint, steps: Sequence[Step]) -> set[str]:
-    """Names of the steps that every unit they concern has gone through."""
-    names = {step.name for step in steps}
-    seen: dict[str, set[State]] = {name: set() for name in names}
+    """Names of the steps that every unit they concern has gone through. Weights are read no further
+    than it takes to tell."""
+    open_, told = list(steps), set()
     for slots in groups(source.slots, whole=True):
-        unit = {slot.local: source.tensor(slot.key, "F64") for slot in slots}
+        unit = _AsAsked(source, slots)
         codes = {source.code(slot.key) for slot in slots}
         coarsest = max((Rounding.of(code) for code in codes), key=lambda r: r.relative)
-        for name, state in detect(unit, coarsest).items():
-            if name in names:
-                seen[name].add(state)
-    return {
-        name for name, states in seen.items() if states - {State.NOTHING_TO_DO} == {State.APPLIED}
-    }
+        for name, state in detect(unit, coarsest, open_).items():
+            if state is State.NOT_APPLIED:
+                open_ = [step for step in open_ if step.name != name]
+            elif state is State.APPLIED:
+                told.add(name)
+    return told & {step.name for step in open_}
+
+
+class _AsAsked(Mapping[str, Any]):
+    """A unit whose tensors are read when they are asked for; the last one is kept."""
+
+    def __init__(self, source: Checkpoint, slots: Sequence[Slot]) -> None:
+        self._keys = {slot.local: slot.key for slot in slots}
+        self._source = source
+        self._last: tuple[str, Any] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        if self._last is None or self._last[0] != name:
+            self._last = None  # released before the next is read
+            stored = self._source.tensor(self._keys[name])
+            self._last = name, in_float64({name: stored})[name]
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
 
 
 def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = False) -> Route:
@@ -234,5 +257,5 @@ def _still_tied(route: Undoing) -> bool:
             unit = {slot.local: route.source.tensor(slot.key) for slot in slots}
             made = route.make(unit, slots[0].layer).tensors
             found |= {key: made[key] for key in (EMBEDDING, HEAD) if key in made}
-    embedding, head = (cast(found[key], route.code(EMBEDDING)) for key in (EMBEDDING, HEAD))
-    return same_bits(embedding, head.T)
+    code = route.code(EMBEDDING)
+    return same_bits(stored_as(found[EMBEDDING], code), np.asarray(stored_as(found[HEAD], code)).T)

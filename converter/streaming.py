@@ -1,19 +1,23 @@
-"""The weights on their way: read, made, cast, written, one unit at a time."""
+"""The weights on their way: read, made, cast, written, one unit at a time and piece by piece."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from converter.checkpoint import EMBEDDING, HEAD
+from converter.background import Background
+from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, Planned
 from converter.checkpoint.sink import Sink
-from converter.dtypes import NAMES, cast, chunks, sha256
+from converter.dtypes import CODES, NAMES, cast, chunks, sha256
 from converter.errors import CannotUndo, NotRepresentable
 from converter.layout import Slot
+from converter.piecewise import Index, Piecewise, cut
 from converter.processing.ledger import encode_unit
+from converter.processing.step import is_vector
+from converter.processing.unit_ledger import Kind, UnitLedger
 from converter.progress import Progress
 from converter.route import Array, Made, Processing, Route, Tensors, Undoing
 
@@ -30,58 +34,79 @@ class Digests(NamedTuple):
 def stream(
     route: Route, plan: Plan, sink: Sink, ledger: LedgerWriter | None, progress: Progress
 ) -> Digests:
-    """Write the planned tensors. See `convert` for what it may raise."""
+    """Write the planned tensors. See `convert` for what it may raise.
+
+    Pieces are made in this thread; the sink hashes and writes them, and what else must be known of
+    a unit is found out in the background.
+    """
     source = route.source
     planned = {tensor.slot.key: tensor for tensor in plan.tensors}
-    read: dict[str, str] = {}
-    not_finite: dict[str, int] = {}
-    done, total = 0, plan.nbytes
-
-    def hashing(key: str) -> Array:
-        array = source.tensor(key)
-        if stored := source.stored.get(key):
-            as_stored = source.slots[key].to_hub.inverse.apply(array, source.config.sizes)
-            read[stored.name] = sha256(as_stored)
-            if count := sum(int((~np.isfinite(chunk)).sum()) for chunk in chunks(as_stored)):
-                not_finite[stored.name] = count
-        return array
-
+    read, not_finite = dict.fromkeys((t.name for t in source.stored.values()), ""), {}
+    as_it_was: dict[str, str] = {}  # source tensors that are written as they are: one digest serves
     restored: dict[str, str] = {}
-    with sink as writer:
-        for slots, unit, made in route.run(hashing):
+    hooked: dict[str, str] = {}  # digests in `hooked` axes, where the file has others
+
+    def look(name: str, as_stored: Array) -> None:
+        if name not in as_it_was:
+            read[name] = sha256(as_stored)
+        if count := sum(int((~np.isfinite(chunk)).sum()) for chunk in chunks(as_stored)):
+            not_finite[name] = count
+
+    def keep(slots: list[Slot], unit: Tensors, written: Tensors, made: Made) -> None:
+        assert ledger is not None
+        ledger.add(_kept(ledger.kind, slots[0].prefix, route, unit, written, made))
+        for slot in slots:
+            if slot.local in written and not planned[slot.key].slot.straight:
+                hooked[slot.key] = sha256(written[slot.local])
+
+    done, total = 0, plan.nbytes
+    with Background() as background, sink as writer:
+        for slots, unit, made in route.run():
             written: Tensors = {}
             for slot in slots:
                 tensor, array = planned.get(slot.key), made.tensors[slot.local]
+                if stored := source.stored.get(slot.key):
+                    given = unit[slot.local]
+                    if tensor and array is given and tensor.moves(slot, stored.code):
+                        as_it_was[stored.name] = tensor.name
+                    as_stored = slot.to_hub.inverse.apply(given, source.config.sizes)
+                    background.do(look, stored.name, as_stored)
                 if tensor is None:
                     _require_neutral(array, slot, plan)
                     continue
-                stored = cast(array, tensor.code)
-                _require_finite(stored, array, tensor, str(source.source.path))
-                writer.write(tensor, tensor.slot.to_hub.inverse.apply(stored, plan.config.sizes))
-                if ledger:
-                    written[slot.local] = stored
-                if slot.local in made.original and stored.dtype == array.dtype:
+                written[slot.local] = _stored(array, tensor, source)
+                if slot.local in made.original and CODES[tensor.code] == array.dtype:
                     restored[slot.key] = tensor.name
-                done += tensor.nbytes
-                progress(f"writing {tensor.name}", done, total)
             if ledger:
-                _keep(ledger, route, slots[0].prefix, unit, written, made)
+                background.do(keep, slots, unit, written, made)
+            for slot in slots:
+                if slot.local in written:
+                    tensor = planned[slot.key]
+                    own = tensor.slot.to_hub.inverse
+                    writer.write(tensor, own.apply(written[slot.local], plan.config.sizes))
+                    done += tensor.nbytes
+                    progress(f"writing {tensor.name}", done, total)
+            if route.whole_units:
+                background.finish()
             del unit, made, written  # before the next unit is read
     if isinstance(route, Undoing):
         _require_original(route, plan, writer.sha256, restored)
+    for name, target in as_it_was.items():
+        read[name] = writer.sha256[target]
+    if ledger:
+        for tensor in plan.tensors:
+            written_sha256 = writer.sha256[tensor.name]
+            ledger.made_for(tensor.slot, hooked.get(tensor.slot.key, written_sha256))
     return Digests(read, writer.sha256, not_finite)
 
 
-def _keep(
-    ledger: LedgerWriter, route: Route, prefix: str, unit: Tensors, written: Tensors, made: Made
-) -> None:
+def _kept(
+    kind: Kind, prefix: str, route: Route, unit: Tensors, written: Tensors, made: Made
+) -> UnitLedger:
     assert isinstance(route, Processing)
     # A head that stays tied in the target comes back by its tie.
     original = {n: a for n, a in unit.items() if n != HEAD or n in written}
-    kept = encode_unit(
-        original, written, route.pipeline, made.records, kind=ledger.kind, prefix=prefix
-    )
-    ledger.add(kept, {name: sha256(array) for name, array in written.items()})
+    return encode_unit(original, written, route.pipeline, made.records, kind=kind, prefix=prefix)
 
 
 def _require_neutral(array: Array, slot: Slot, plan: Plan) -> None:
@@ -98,18 +123,40 @@ def _require_neutral(array: Array, slot: Slot, plan: Plan) -> None:
         )
 
 
-def _require_finite(stored: Array, array: Array, tensor: Planned, where: str) -> None:
-    """float16 ends at 65504: a weight beyond it would become infinite in silence."""
-    if stored.dtype == array.dtype:
-        return
-    with np.errstate(invalid="ignore"):
-        lost = int((np.isinf(stored) & np.isfinite(array)).sum())
-    if lost:
-        raise NotRepresentable(
-            f"{lost} element(s) of {tensor.name} are too large for {NAMES[tensor.code]}.",
-            where=f"{where}: {tensor.source or tensor.name}",
-            do="Use --dtype bfloat16 or float32, or keep the dtype.",
-        )
+def _stored(array: Array, tensor: Planned, source: Checkpoint) -> Array:
+    """In the planned dtype.
+
+    Raises:
+        NotRepresentable: now or with a piece. float16 ends at 65504: a weight beyond it would
+            become infinite in silence.
+    """
+    dtype = CODES[tensor.code]
+    if array.dtype == dtype:
+        return array
+
+    def compute(index: Index) -> Array:
+        part = array[index]
+        stored = cast(part, tensor.code)
+        if _lost(stored, part):
+            lost = sum(
+                _lost(cast(part, tensor.code), part)
+                for part in (array[piece] for piece in cut(array.shape, 0))
+            )
+            raise NotRepresentable(
+                f"{lost} element(s) of {tensor.name} are too large for {NAMES[tensor.code]}.",
+                where=f"{source.source.path}: {tensor.source or tensor.name}",
+                do="Use --dtype bfloat16 or float32, or keep the dtype.",
+            )
+        return stored
+
+    made: Any = Piecewise(array.shape, dtype, compute)
+    return np.asarray(made) if is_vector(tensor.slot.local) else made
+
+
+def _lost(stored: Array, array: Array) -> int:
+    """Elements that have become infinite."""
+    infinite = np.isinf(stored)
+    return int((infinite & np.isfinite(array)).sum()) if infinite.any() else 0
 
 
 def _require_original(

@@ -36,15 +36,19 @@ class LedgerWriter:
         self._arrays: dict[str, np.ndarray] = {}
         self._units: Json = {}
 
-    def add(self, unit: UnitLedger, processed_sha256: Mapping[str, str]) -> None:
-        """Keep a unit's ledger, and the digest of each processed tensor it was made for."""
+    def add(self, unit: UnitLedger) -> None:
+        """Keep a unit's ledger."""
         self._arrays |= unit.arrays
         self._units[unit.prefix] = {
             "kind": self.kind,
             **unit.to_json(),
-            "processed": dict(processed_sha256),
+            "processed": {},
             "arrays": {name: sha256(array) for name, array in unit.arrays.items()},
         }
+
+    def made_for(self, slot: Slot, sha256: str) -> None:
+        """Note the digest of a processed tensor, in `hooked` axes, that a unit's ledger is for."""
+        self._units[slot.prefix]["processed"][slot.local] = sha256
 
     def save(self, directory: Path, *, tied: bool, original_sha256: Mapping[str, str]) -> int:
         """Write the file; returns its size in bytes. `original_sha256` is by HF name."""

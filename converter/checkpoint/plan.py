@@ -38,6 +38,10 @@ class Planned:
     def nbytes(self) -> int:
         return nbytes(self.shape, self.code)
 
+    def moves(self, slot: Slot, code: str) -> bool:
+        """Whether a tensor that is stored so keeps its bytes, if nothing is computed."""
+        return self.code == code and self.slot.to_hub == slot.to_hub
+
 
 @dataclass(frozen=True)
 class Plan:

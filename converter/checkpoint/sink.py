@@ -20,10 +20,10 @@ class Sink(Protocol):
 
     @property
     def sha256(self) -> dict[str, str]:
-        """Digest of each tensor's bytes as taken, by name."""
+        """Digest of each tensor's bytes as taken, by name; complete when the context is left."""
 
     def write(self, tensor: Planned, array: np.ndarray) -> None:
-        """Take a tensor. `array` has the planned dtype and shape."""
+        """Take a tensor. `array` has the planned dtype and shape; it may be computed piece by piece."""
 
     def __enter__(self) -> Any: ...
 
@@ -45,7 +45,7 @@ class Memory:
     def write(self, tensor: Planned, array: np.ndarray) -> None:
         if array.shape != tensor.shape or tensor.name in self.tensors:
             raise AssertionError(f"{tensor.name}: {array.shape}, planned {tensor.shape}, once")
-        self.tensors[tensor.name] = as_torch(array)
+        self.tensors[tensor.name] = as_torch(np.asarray(array))
 
     @property
     def sha256(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Writing safetensors header first: all shapes are known from the plan.
 
-The safetensors library writes a file from tensors that are all in memory. Here each tensor
-goes to its place as soon as it is made, so memory holds one at a time. What is written is
+The safetensors library writes a file from tensors that are all in memory. Here each piece of a
+tensor goes to its place as soon as it is made, hashed and written while the next is made. What is written is
 what the library would accept; it reads every file back before it is published.
 """
 
@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from converter.background import Background
 from converter.checkpoint.files import WEIGHTS
 from converter.checkpoint.plan import Plan, Planned
 from converter.dtypes import chunks
@@ -33,7 +34,9 @@ class Writer:
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.directory, self.plan = directory, plan
         self.sha256: dict[str, str] = {}
-        """Digest of each tensor's bytes as written, by name."""
+        """Digest of each tensor's bytes as written, by name; complete when the context is left."""
+        self._started: set[str] = set()
+        self._background = Background()
         self._files: dict[str, BinaryIO] = {}
         self._offsets: dict[str, int] = {}
 
@@ -68,17 +71,25 @@ class Writer:
             self._offsets[tensor.name] = start + begin
 
     def write(self, tensor: Planned, array: np.ndarray) -> None:
-        """Put a tensor where the header says it is. `array` has the planned dtype and shape."""
-        if array.shape != tensor.shape or tensor.name in self.sha256:
+        """Put a tensor where the header says it is. `array` has the planned dtype and shape; it may
+        be computed piece by piece (`converter.piecewise`)."""
+        if array.shape != tensor.shape or tensor.name in self._started:
             raise AssertionError(f"{tensor.name}: {array.shape}, planned {tensor.shape}, once")
         file = self._files[tensor.shard]
-        file.seek(self._offsets[tensor.name])
         digest = hashlib.sha256()
+
+        def put(raw: memoryview) -> None:
+            digest.update(raw)
+            file.write(raw)
+
+        def done() -> None:
+            self.sha256[tensor.name] = digest.hexdigest()
+
+        self._started.add(tensor.name)
+        self._background.do(file.seek, self._offsets[tensor.name])
         for chunk in chunks(array):
-            raw = chunk.reshape(-1).view(np.uint8)
-            digest.update(raw.data)
-            file.write(raw.data)
-        self.sha256[tensor.name] = digest.hexdigest()
+            self._background.do(put, chunk.reshape(-1).view(np.uint8).data)
+        self._background.do(done)
 
     def __exit__(
         self,
@@ -87,6 +98,7 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         try:
+            self._background.__exit__(kind, error, trace)
             if error is None:
                 missing = {t.name for t in self.plan.tensors} - set(self.sha256)
                 if missing:

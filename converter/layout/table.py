@@ -126,6 +126,11 @@ class Slot:
     """From this layout to `hooked`; `to_hub.inverse` leads back."""
 
     @property
+    def straight(self) -> bool:
+        """Whether its bytes are in the order that they have in `hooked`."""
+        return self.to_hub.before == self.to_hub.after
+
+    @property
     def place(self) -> str:
         """Its unit's name for people: "embed", "block 3" or "final"."""
         return self.unit.value if self.layer is None else f"block {self.layer}"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.piecewise import largest, wide
 from converter.processing.fold_ln import NORMS, FoldLn, fold, identity
 from converter.processing.fold_value_biases import FoldValueBiases
 from converter.processing.portable import mean, total
@@ -146,8 +147,8 @@ def absorb(unit: Unit, limit: float = 1.0) -> dict[str, Array]:
             if b not in homeless(result):
                 continue
             direction = _null_direction(result[f"{norm}.w"], result[f"{norm}.b"])
-            added = direction[:, None] * result[b][..., None, :]
-            if np.abs(added).max() <= limit * np.abs(result[w]).max():
+            added = wide(direction[:, None]) * result[b][..., None, :]
+            if largest(added) <= limit * largest(result[w]):
                 result |= {w: result[w] + added, b: np.zeros_like(result[b])}
     return result
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.piecewise import largest, with_rows
 from converter.processing.portable import mean, total
 from converter.processing.step import (
     FLOAT32,
@@ -71,7 +72,7 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
             result[b] = unit.get(b, 0.0) + total(unit[w], -2, bias)
             folded = unit[w] * gain[:, None]
             means = mean(folded, -2)
-            folded -= means[..., None, :]
+            folded = folded - means[..., None, :]
         record[f"{w}.mean"] = means
         lost = _lost(unit[w], folded, gain)
         if lost.size:
@@ -83,18 +84,11 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
 
 def _lost(w: Array, folded: Array, gain: Array) -> NDArray[np.int32]:
     """Channels whose rows cannot be undone: rounding of W' over |g| is large beside the row."""
-    row = _row_max(w)
+    row = largest(w, -2)
     with np.errstate(all="ignore"):
         scale = np.maximum(row, mean(row, 0) / _WORST)  # a zero row may come back as rounding
-        good = _row_max(folded) <= _WORST * np.abs(gain) * scale
+        good = largest(folded, -2) <= _WORST * np.abs(gain) * scale
     return np.flatnonzero(~good | (gain == 0)).astype(np.int32)
-
-
-def _row_max(w: Array) -> Array:
-    """max |w| for each channel d, without a copy of w."""
-    others = (0, 2) if w.ndim == 3 else (1,)
-    result: Array = np.maximum(w.max(others), -w.min(others))
-    return result
 
 
 class FoldLn(Step):
@@ -187,8 +181,9 @@ def _gain(unit: Unit, record: Record, norm: str, rounding: Rounding) -> Array:
         if not edited.any():
             continue
         with np.errstate(all="ignore"):
-            largest = max(_row_max(record[f"{w}.kept"]).max(), _ordinary(unit[w], rows))
-            beyond = _row_max(np.where(edited, product, 0)) > _REACH * largest * np.abs(gain[rows])
+            usual = max(largest(record[f"{w}.kept"]), _ordinary(unit[w], rows))
+            new = largest(np.where(edited, product, 0), -2)
+            beyond = new > _REACH * usual * np.abs(gain[rows])
         if beyond.any():
             gain = gain.copy()
             gain[rows[beyond]] = 1.0
@@ -197,7 +192,7 @@ def _gain(unit: Unit, record: Record, norm: str, rounding: Rounding) -> Array:
 
 def _ordinary(folded: Array, rows: NDArray[np.int32]) -> float:
     """The largest element of the rows that were not kept; 0 where all were."""
-    others = np.delete(_row_max(folded), rows)
+    others = np.delete(largest(folded, -2), rows)
     return float(others.max(initial=0.0))
 
 
@@ -221,14 +216,12 @@ def _unfolded(
     """(W' + m)/g with the kept rows put back."""
     with np.errstate(all="ignore"):
         own: Array = unit[w] * unit[f"{norm}.w"][:, None]
-        own += record[f"{w}.mean"][..., None, :]
-        own /= gain[:, None]
+        own = (own + record[f"{w}.mean"][..., None, :]) / gain[:, None]
         rows = record.get(f"{w}.rows")
         if rows is not None:
             product, edited = _kept_rows(unit, record, norm, w, rounding)
             old = gain[rows] == record[f"{norm}.w"][rows]
             kept = record[f"{w}.kept"]
-            own[..., rows, :] = np.where(
-                edited | ~old[:, None], product / gain[rows][:, None], kept
-            )
+            back = np.where(edited | ~old[:, None], product / gain[rows][:, None], kept)
+            own = with_rows(own, rows, back)
     return own

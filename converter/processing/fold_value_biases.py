@@ -68,4 +68,4 @@ class FoldValueBiases(Step):
 
 def _moved(b_v: Array, w_o: Array) -> Array:
     """Σ b_V·W_O [d_model] of [n, h] and [n, h, d_model]."""
-    return total(w_o.reshape(-1, w_o.shape[2]), 0, b_v.reshape(-1))
+    return total(np.asarray(w_o).reshape(-1, w_o.shape[2]), 0, b_v.reshape(-1))

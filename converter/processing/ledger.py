@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from converter.dtypes import bits, code_of, same_bits
 from converter.processing import residue
-from converter.processing.step import Record, Rounding, Step
+from converter.processing.step import Record, Rounding, Step, in_float64, is_vector
 from converter.processing.steps import made_from, undo_all, undo_edited
 from converter.processing.unit_ledger import (
     Applied,
@@ -37,13 +37,14 @@ from converter.processing.unit_ledger import (
 )
 
 Stored = Mapping[str, NDArray[Any]]
-"""A unit's tensors as files hold them: by unit name, in `hooked` axes, in their storage dtype."""
+"""A unit's tensors as files hold them: by unit name, in `hooked` axes, in their storage dtype.
+Processed matrices may be computed piece by piece (`converter.piecewise`)."""
 
 
 @dataclass(frozen=True)
 class Restored:
     array: NDArray[Any]
-    """In the original dtype if exact, otherwise in float64."""
+    """In the original dtype if exact, otherwise in float64, matrices piece by piece."""
     exact: bool
 
 
@@ -69,7 +70,7 @@ def encode_unit(
             how = "same"
         elif not bits(array).any():
             how = "zero"
-        elif _is_vector(name):
+        elif is_vector(name):
             how = "original"
             arrays[f"{prefix}original.{name}"] = array
         else:
@@ -139,7 +140,7 @@ def _undoing(
     ledger: UnitLedger, processed: Stored
 ) -> tuple[dict[str, NDArray[np.float64]], list[Step], list[dict[str, NDArray[Any]]], Rounding]:
     """The processed unit in float64, and what undoing it takes."""
-    unit = {name: array.astype(np.float64) for name, array in processed.items()}
+    unit = in_float64(processed)
     for name, kept in ledger.tensors.items():
         if name not in unit:  # what the processed layout has no tensor for
             unit[name] = np.ones(kept.shape) if name.endswith(".w") else np.zeros(kept.shape)
@@ -166,11 +167,6 @@ def _bits(
         return residue.decode(streams, basis[name], kept.code)
     except (KeyError, ValueError) as error:
         raise corrupt(key, str(error)) from error
-
-
-def _is_vector(name: str) -> bool:
-    """Biases and LayerNorms: small, so kept outright; the rest are matrices."""
-    return name.rsplit(".", 1)[-1].startswith(("b", "w"))
 
 
 def _is_outright(

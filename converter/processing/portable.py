@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.piecewise import along, wide
+
 Array = NDArray[np.float64]
-_BLOCK = 2**17
-"""Elements summed at a time: what is halved stays in cache, and memory is bounded."""
 _RIGHT_ANGLE = 2.0**-49
 """Columns are at right angles whose product is no more than this part of their norms'."""
 _SWEEPS = 60
@@ -30,23 +30,14 @@ def total(array: Array, axis: int, weights: Array | None = None) -> Array:
 
     The second half is added to the first until one is left, whatever the layout in memory.
     """
-    front = np.moveaxis(array, axis, 0)
-    size, rest = len(front), front.shape[1:]
-    if not front.size:
-        return np.zeros(rest)
-    result = np.empty(rest or (1,))
-    front = front.reshape(size, *(rest or (1,)))
-    wide = int(np.argmax(result.shape))
-    step = max(1, _BLOCK * result.shape[wide] // front.size)
-    for start in range(0, result.shape[wide], step):
-        part = (slice(None),) * wide + (slice(start, start + step),)
-        block = front[(slice(None), *part)]
-        if weights is None:
-            block = block.copy(order="K")
-        else:
-            block = block * weights.reshape(-1, *[1] * result.ndim)
-        result[part] = _halved(block)
-    return result.reshape(rest)
+    axis %= array.ndim
+    result = np.zeros(array.shape[:axis] + array.shape[axis + 1 :])
+    for place, part in along(wide(array), axis) if array.size else ():
+        front = np.moveaxis(part, axis, 0)
+        if weights is not None:
+            front *= weights.reshape(-1, *[1] * result.ndim)
+        result[place[:axis] + place[axis + 1 :]] = _halved(front)
+    return result
 
 
 def mean(array: Array, axis: int) -> Array:

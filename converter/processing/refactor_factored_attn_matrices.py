@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from converter.errors import BadInput
+from converter.piecewise import whole
 from converter.processing.fold_value_biases import B_V, W_O, FoldValueBiases
 from converter.processing.portable import matmul, qr, svd
 from converter.processing.step import (
@@ -122,6 +123,7 @@ class RefactorFactoredAttnMatrices(Step):
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         if W_Q not in unit:
             return dict(unit), {}
+        unit = whole(unit, _FACTORS)
         for name in (W_Q, W_K, W_V, W_O, B_Q, B_K):
             if not np.isfinite(unit[name]).all():
                 raise BadInput(
@@ -164,6 +166,7 @@ class RefactorFactoredAttnMatrices(Step):
     def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
         if W_Q not in record:
             return dict(unit)
+        unit = whole(unit, _FACTORS)
         result, gauge = dict(unit), {name: record[name] for name in _FACTORS}
         kept = {}
         for pair in _PAIRS:
@@ -187,6 +190,7 @@ class RefactorFactoredAttnMatrices(Step):
 
     def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
         names: set[str] = set()
+        unit = whole(unit, _FACTORS)
         for pair in _PAIRS if W_Q in record else ():
             if _revived(unit, record, pair).size:
                 names |= {*pair.names, *((B_V, "attn.b_O") if W_V in pair.names else ())}
@@ -210,7 +214,8 @@ class RefactorFactoredAttnMatrices(Step):
     def state(self, unit: Unit, rounding: Rounding) -> State | None:
         if W_Q not in unit:
             return None
-        if not any(unit[name].any() for name in (W_Q, W_K, W_V, W_O)):
+        unit = whole(unit, _FACTORS)
+        if not any(unit[name].any() for name in _FACTORS):
             return State.NOTHING_TO_DO
         slack = 4 * rounding.relative + 1e-5  # TransformerLens's SVD is in float32
         q = np.concatenate([unit[W_Q], unit[B_Q][:, None]], axis=1)

@@ -15,25 +15,33 @@ Every array comes back bit for bit, whatever the prediction was.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.dtypes import CODES, bits, cast
+from converter.piecewise import Index, cut
 
 STREAMS = ("classes", "values", "wild")
 Streams = dict[str, NDArray[np.uint8]]
 _WILD = -128
-_BLOCK = 2**22
-"""Elements coded at a time; a multiple of four, so that classes of blocks follow one another."""
+_KINDS = np.array([2, 0, 1, 3], np.uint8)
+"""The classes of the differences -1, 0, 1, and of all others."""
 
 
 def ordered(array: NDArray[np.generic]) -> NDArray[np.signedinteger]:
     """Bit patterns as signed integers in the order of the numbers; one to one."""
     signed = bits(array).view(np.dtype(f"i{array.dtype.itemsize}"))
     return np.where(signed < 0, signed ^ np.iinfo(signed.dtype).max, signed)
+
+
+def unsigned(integers: NDArray[np.signedinteger]) -> NDArray[np.unsignedinteger]:
+    """The same bits: what is below zero becomes large."""
+    return integers.view(np.dtype(f"u{integers.dtype.itemsize}"))
 
 
 def unordered(integers: NDArray[np.signedinteger], code: str) -> NDArray[np.generic]:
@@ -44,25 +52,27 @@ def unordered(integers: NDArray[np.signedinteger], code: str) -> NDArray[np.gene
 
 def predicted(basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
     """A float64 prediction in the original dtype. NaN, whose bits differ between CPUs, is 0."""
-    return cast(np.where(np.isnan(basis), 0.0, basis), code)
+    result = cast(basis, code)
+    unknown = np.isnan(result)
+    return np.where(unknown, np.zeros(1, result.dtype), result) if unknown.any() else result
 
 
 def encode(original: NDArray[np.generic], basis: NDArray[np.float64], code: str) -> Streams:
     """The residue of `original`, stored as `code`, over a prediction of the same shape."""
-    flat, guess = np.ravel(original), np.ravel(basis)
     parts: dict[str, list[bytes]] = {name: [] for name in STREAMS}
-    for start in range(0, flat.size, _BLOCK):
-        true = flat[start : start + _BLOCK]
-        difference = ordered(true) - ordered(predicted(guess[start : start + _BLOCK], code))
+    for rows in _rows(original.shape):
+        true = np.ravel(original[rows])
+        difference = ordered(true) - ordered(predicted(np.ravel(basis[rows]), code))
         kind = np.full(true.size + -true.size % 4, 3, np.uint8)
-        kind[: true.size] = np.select([difference == d for d in (0, 1, -1)], [0, 1, 2], 3)
+        np.take(_KINDS, np.minimum(unsigned(difference + 1), 3), out=kind[: true.size], mode="clip")
         parts["classes"].append(
             (kind[0::4] | kind[1::4] << 2 | kind[2::4] << 4 | kind[3::4] << 6).tobytes()
         )
-        other = kind[: true.size] == 3
-        wild = other & ((difference > 127) | (difference <= _WILD))
-        parts["values"].append(np.where(wild, _WILD, difference)[other].astype(np.int8).tobytes())
-        parts["wild"].append(bits(true[wild]).tobytes())
+        other = np.flatnonzero(kind[: true.size] == 3)
+        values = difference[other]
+        wild = (values > 127) | (values <= _WILD)
+        parts["values"].append(np.where(wild, _WILD, values).astype(np.int8).tobytes())
+        parts["wild"].append(bits(true[other[wild]]).tobytes())
     return {name: _pack(b"".join(pieces)) for name, pieces in parts.items()}
 
 
@@ -73,20 +83,37 @@ def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[n
         ValueError: the streams are not those of a tensor of this size.
     """
     dtype = CODES[code]
-    guess = np.ravel(basis)
-    packed = _unpack(streams["classes"], np.dtype(np.uint8), -(-guess.size // 4))
-    kind = np.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).ravel()[: guess.size]
-    others = kind == 3
-    values = _unpack(streams["values"], np.dtype(np.int8), int(others.sum()))
+    integer = np.dtype(f"i{dtype.itemsize}")
+    packed = _unpack(streams["classes"], np.dtype(np.uint8), -(-basis.size // 4))
+    kinds = np.empty((packed.size, 4), np.uint8)
+    for place in range(4):
+        np.bitwise_and(packed >> 2 * place, 3, out=kinds[:, place])
+    kind = kinds.reshape(-1)[: basis.size]
+    values = _unpack(streams["values"], np.dtype(np.int8), int((kind == 3).sum()))
     wild = _unpack(streams["wild"], dtype, int((values == _WILD).sum()))
-    steps = np.array([0, 1, -1, 0], np.dtype(f"i{dtype.itemsize}"))[kind]
-    steps[others] = values
-    result = np.empty(guess.size, dtype)
-    for start in range(0, guess.size, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        result[part] = unordered(ordered(predicted(guess[part], code)) + steps[part], code)
-    result[np.flatnonzero(others)[values == _WILD]] = wild
-    return result.reshape(basis.shape)
+    result = np.empty(basis.shape, dtype)
+    done = done_values = done_wild = 0
+    for rows in _rows(basis.shape):
+        guess = np.ravel(basis[rows])
+        here = kind[done : done + guess.size]
+        other = np.flatnonzero(here == 3)
+        steps = np.take(np.array([0, 1, -1, 0], integer), here)
+        far = values[done_values : done_values + other.size]
+        steps[other] = far
+        true = unordered(ordered(predicted(guess, code)) + steps, code)
+        places = other[far == _WILD]
+        true[places] = wild[done_wild : done_wild + places.size]
+        result[rows] = true.reshape(result[rows].shape)
+        done, done_values = done + guess.size, done_values + other.size
+        done_wild += places.size
+    return result
+
+
+def _rows(shape: tuple[int, ...]) -> Iterator[Index]:
+    """Pieces one after another, all but the last of a multiple of four elements: the classes of
+    one follow those of the one before."""
+    row = math.prod(shape[1:])
+    return cut(shape, 0, 4 // math.gcd(row, 4))
 
 
 def _pack(raw: bytes) -> NDArray[np.uint8]:

@@ -17,9 +17,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.dtypes import CODES
+from converter.dtypes import CODES, cast
+from converter.piecewise import along, wide
 
 Array = NDArray[np.float64]
+"""Or a matrix that is computed piece by piece, and stands for one (`converter.piecewise`)."""
 Unit = Mapping[str, Array]
 Record = Mapping[str, NDArray[Any]]
 """What a step took away: float64 arrays, and integer arrays that index them."""
@@ -108,11 +110,23 @@ class Step(ABC):
         """What the weights tell; None where the step has no business with this unit."""
 
 
+def is_vector(name: str) -> bool:
+    """Whether a tensor is small, a bias or of a LayerNorm; the others are matrices."""
+    return name.rsplit(".", 1)[-1].startswith(("b", "w"))
+
+
+def in_float64(unit: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
+    """A unit for the steps: vectors at once, matrices piece by piece."""
+    return {n: cast(a, "F64") if is_vector(n) else wide(a) for n, a in unit.items()}
+
+
 def centred(array: Array, axis: int, rounding: Rounding) -> bool:
     """Whether all means over `axis` are zero, but for what rounding to storage makes of zero."""
-    scale = np.abs(array).mean(axis)
-    bound = (rounding.relative + _SUMS) * scale + rounding.absolute
-    return bool((np.abs(array.mean(axis)) <= bound).all())
+    for _, part in along(array, axis):
+        bound = (rounding.relative + _SUMS) * np.abs(part).mean(axis) + rounding.absolute
+        if not (np.abs(part.mean(axis)) <= bound).all():
+            return False
+    return True
 
 
 def agreed(states: list[State]) -> State | None:

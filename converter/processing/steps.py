@@ -116,10 +116,10 @@ def _made_from(names: frozenset[str], unit: Unit, step: Step, record: Record) ->
     return frozenset(name for name in unit if step.reads(name, record) & names)
 
 
-def detect(unit: Unit, rounding: Rounding) -> dict[str, State]:
+def detect(unit: Unit, rounding: Rounding, steps: Sequence[Step] = STEPS) -> dict[str, State]:
     """What a unit's weights tell about each step that concerns it, by the step's name.
 
     `rounding` is that of the dtype the weights were stored in.
     """
-    states = {step.name: step.state(unit, rounding) for step in STEPS}
+    states = {step.name: step.state(unit, rounding) for step in steps}
     return {name: state for name, state in states.items() if state is not None}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter import piecewise
 from converter.dtypes import CODES, bits, cast, same_bits
 from converter.processing import residue
 from tests.processing.weights import codes
@@ -53,7 +54,7 @@ def test_neighbours_differ_by_one_across_zero(code: str) -> None:
 
 
 def test_blocks_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residue, "_BLOCK", 8)
+    monkeypatch.setattr(piecewise, "PIECE", 8)
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(7, 5))
     original = cast(basis * (1 + 1e-7 * rng.normal(size=basis.shape)), "F32")
