@@ -65,7 +65,7 @@ class Piecewise(NDArrayOperatorsMixin):
         """A part, computed. The index holds slices, and at most one array of integers."""
         given = index if isinstance(index, tuple) else (index,)
         whole = [slice(None)] * (self.ndim - sum(part is not Ellipsis for part in given))
-        at = given.index(Ellipsis) if Ellipsis in given else len(given)
+        at = next((i for i, part in enumerate(given) if part is Ellipsis), len(given))
         return self._compute((*given[:at], *whole, *given[at + 1 :]))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -74,13 +74,17 @@ class Piecewise(NDArrayOperatorsMixin):
             result[piece] = self[piece]
         return result if dtype is None else result.astype(dtype, copy=False)
 
+    def astype(self, dtype: Any) -> Array:
+        """The whole in another dtype."""
+        return np.asarray(self).astype(dtype)
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **unknown: Any) -> Any:
         if method != "__call__" or unknown or ufunc not in _ARITHMETIC:
             return NotImplemented
         shape = np.broadcast_shapes(*(np.shape(each) for each in inputs))
 
         def compute(index: Index) -> Array:
-            parts = [_part(each, index, len(shape)) for each in inputs]
+            parts = [_part(each, index, shape) for each in inputs]
             # What was computed for this piece alone may be overwritten.
             own = (isinstance(each, Piecewise) and each.shape == shape for each in inputs)
             out = next((part for part, is_own in zip(parts, own, strict=True) if is_own), None)
@@ -95,17 +99,13 @@ class Piecewise(NDArrayOperatorsMixin):
         return any(self[piece].any() for piece in cut(self.shape, 0, self.grain))
 
 
-def _part(operand: Any, index: Index, ndim: int) -> Any:
-    """What an operand has where the result has `index`; it may have fewer and shorter axes."""
-    if not np.ndim(operand):
+def _part(operand: Any, index: Index, shape: tuple[int, ...]) -> Any:
+    """What an operand has where the result of this shape has `index`."""
+    own = len(shape) - np.ndim(operand)
+    if own == len(shape):
         return operand
-    own = index[ndim - np.ndim(operand) :]
-    return operand[
-        tuple(
-            slice(None) if size == 1 else part
-            for size, part in zip(operand.shape, own, strict=True)
-        )
-    ]
+    sizes = zip(operand.shape, shape[own:], index[own:], strict=True)
+    return operand[tuple(part if size == full else slice(None) for size, full, part in sizes)]
 
 
 def wide(array: Any) -> Any:

@@ -42,7 +42,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "rank_pattern": draw(st.sampled_from([{}, {"q_proj": other, r"h\.0\.mlp\.c_fc": 2}])),
         "alpha_pattern": draw(st.sampled_from([{}, {"c_fc": 5, "^transformer.wte": 7}])),
     }
-    if targets <= {"c_fc", "c_proj", "out_proj"} and config["bias"] == "none":
+    biased = targets <= {"c_fc", "c_proj", "out_proj"} and config["bias"] == "none"
+    if biased and not config["use_dora"]:  # peft refuses both
         config["lora_bias"] = draw(st.booleans())
     return Recipe(
         config,

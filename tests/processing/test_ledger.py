@@ -203,7 +203,7 @@ def test_an_edit_in_a_channel_of_small_gain_is_not_lost() -> None:
     assert ledger.arrays["blocks.7.fold_ln.attn.W_Q.rows"].tolist() == [3]
     stored["attn.W_Q"] = stored["attn.W_Q"].copy()
     stored["attn.W_Q"][1, 3, 2] += 0.005
-    back = decode_unit(ledger, stored, edited=["attn.W_Q"])["attn.W_Q"].array
+    back = np.asarray(decode_unit(ledger, stored, edited=["attn.W_Q"])["attn.W_Q"].array)
     change = back - original["attn.W_Q"]
     assert change[1, 3, 2] == pytest.approx(5, rel=1e-3)
     change[1, 3, 2] = 0

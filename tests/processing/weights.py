@@ -100,13 +100,14 @@ def process(units: Sequence[Unit], steps: Sequence[Step]) -> list[dict[str, Arra
 
 def distance(a: Array, b: Array) -> float:
     """The largest difference, relative to the largest element."""
+    a, b = np.asarray(a), np.asarray(b)
     scale = max(float(np.abs(b).max(initial=0)), 1e-300)
     return float(np.abs(a - b).max(initial=0)) / scale
 
 
 def forward(units: Sequence[Unit], tokens: Sequence[int], window: int = 4) -> Array:
     """Log-probabilities of GPT-Neo in float64: odd layers attend to `window` positions."""
-    first, *blocks, last = units
+    first, *blocks, last = ({n: np.asarray(a) for n, a in unit.items()} for unit in units)
     positions = np.arange(len(tokens))
     x = first["embed.W_E"][list(tokens)] + first["pos_embed.W_pos"][positions]
     gap = positions[:, None] - positions
