@@ -19,7 +19,7 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = ThreadPoolExecutor(1, "background")
         self._waiting: deque[Future[object]] = deque()
 
     def do(self, work: Callable[..., object], *args: Any) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import ml_dtypes
 import numpy as np
+
+from converter.parallel import ahead
 
 CODES: dict[str, np.dtype[np.generic]] = {
     "F64": np.dtype(np.float64),
@@ -91,8 +94,11 @@ def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     grain = getattr(array, "grain", 1)  # of a Piecewise
     row = max(1, array.nbytes // max(1, array.shape[0]))
     step = -(-max(1, _CHUNK_BYTES // row) // grain) * grain
-    for start in range(0, array.shape[0], step):
-        yield contiguous(array[start : start + step])
+    parts = (slice(start, start + step) for start in range(0, array.shape[0], step))
+    if isinstance(array, np.ndarray) and array.flags.c_contiguous:
+        yield from (array[part] for part in parts)
+    else:
+        yield from ahead(partial(lambda part: contiguous(array[part]), part) for part in parts)
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ arithmetic of a few operations an element that costs less than keeping the resul
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from converter.dtypes import cast
+from converter.parallel import ahead
 
 Array = NDArray[Any]
 Index = tuple[Any, ...]
@@ -70,8 +72,11 @@ class Piecewise(NDArrayOperatorsMixin):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         result = np.empty(self.shape, self.dtype)
-        for piece in cut(self.shape, 0, self.grain):
+
+        def put(piece: Index) -> None:
             result[piece] = self[piece]
+
+        deque(ahead(partial(put, piece) for piece in cut(self.shape, 0, self.grain)), 0)
         return result if dtype is None else result.astype(dtype, copy=False)
 
     def astype(self, dtype: Any) -> Array:
@@ -157,28 +162,30 @@ def cut(shape: tuple[int, ...], axis: int, least: int = 1) -> Iterator[Index]:
         yield tuple(index)
 
 
-def along(array: Any, axis: int) -> Iterator[tuple[Index, Array]]:
-    """All of a matrix, in pieces that have the whole of an axis, and where each of them is."""
+def along(array: Any, axis: int, work: Callable[[Array], Any]) -> Iterator[tuple[Index, Any]]:
+    """`work` on pieces of a matrix that have the whole of an axis, and where each piece is."""
     others = [i for i in range(array.ndim) if i != axis % array.ndim]
-    if not others:
-        yield (slice(None),), array[:]
-        return
-    longest = max(others, key=lambda i: array.shape[i])
-    for piece in cut(array.shape, longest, _LINE):
-        yield piece, array[piece]
+    longest = max(others, key=lambda i: array.shape[i], default=None)
+    pieces = [(slice(None),)] if longest is None else list(cut(array.shape, longest, _LINE))
+    done = ahead(partial(lambda piece: work(array[piece]), piece) for piece in pieces)
+    return zip(pieces, done, strict=True)
 
 
 def largest(array: Any, axis: int | None = None) -> Any:
     """max |x| at each place of an axis [its length], or of all."""
     if axis is None:
-        return reduce(np.maximum, (np.abs(array[p]).max() for p in cut(array.shape, 0)), 0.0)
+        rows = largest(array, 0) if array.size else np.zeros(0)
+        return rows.max(initial=0.0)
     axis %= array.ndim
     others = tuple(i for i in range(array.ndim) if i != axis)
-    result = np.empty(array.shape[axis])
-    for piece in cut(array.shape, axis, _LINE):
+
+    def work(piece: Index) -> Array:
         part = array[piece]
-        result[piece[axis]] = np.maximum(part.max(others), -part.min(others))
-    return result
+        result: Array = np.maximum(part.max(others), -part.min(others))
+        return result
+
+    pieces = cut(array.shape, axis, _LINE)
+    return np.concatenate(list(ahead(partial(work, piece) for piece in pieces)))
 
 
 def whole(unit: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

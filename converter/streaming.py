@@ -49,7 +49,9 @@ def stream(
     def look(name: str, as_stored: Array) -> None:
         if name not in as_it_was:
             read[name] = sha256(as_stored)
-        if count := sum(int((~np.isfinite(chunk)).sum()) for chunk in chunks(as_stored)):
+        with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
+            count = sum(int((~np.isfinite(chunk)).sum()) for chunk in chunks(as_stored))
+        if count:
             not_finite[name] = count
 
     def keep(slots: list[Slot], unit: Tensors, written: Tensors, made: Made) -> None:

@@ -51,4 +51,4 @@ def test_an_error_in_the_foreground_ends_it() -> None:
         threading.Timer(0.05, going.set).start()
         raise KeyboardInterrupt
     assert not done
-    assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("background")]

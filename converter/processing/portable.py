@@ -32,11 +32,16 @@ def total(array: Array, axis: int, weights: Array | None = None) -> Array:
     """
     axis %= array.ndim
     result = np.zeros(array.shape[:axis] + array.shape[axis + 1 :])
-    for place, part in along(wide(array), axis) if array.size else ():
+
+    def work(part: Array) -> Array:
         front = np.moveaxis(part, axis, 0)
-        if weights is not None:
-            front *= weights.reshape(-1, *[1] * result.ndim)
-        result[place[:axis] + place[axis + 1 :]] = _halved(front)
+        with np.errstate(all="ignore"):
+            if weights is not None:
+                front *= weights.reshape(-1, *[1] * result.ndim)
+            return _halved(front)
+
+    for place, part in along(wide(array), axis, work) if array.size else ():
+        result[place[:axis] + place[axis + 1 :]] = part
     return result
 
 

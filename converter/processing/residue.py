@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.dtypes import CODES, bits, cast
+from converter.dtypes import CODES, bits, cast, contiguous
+from converter.parallel import ahead
 from converter.piecewise import Index, cut
 
 STREAMS = ("classes", "values", "wild")
@@ -35,8 +38,7 @@ _KINDS = np.array([2, 0, 1, 3], np.uint8)
 
 def ordered(array: NDArray[np.generic]) -> NDArray[np.signedinteger]:
     """Bit patterns as signed integers in the order of the numbers; one to one."""
-    signed = bits(array).view(np.dtype(f"i{array.dtype.itemsize}"))
-    return np.where(signed < 0, signed ^ np.iinfo(signed.dtype).max, signed)
+    return _flipped(bits(array).view(np.dtype(f"i{array.dtype.itemsize}")))
 
 
 def unsigned(integers: NDArray[np.signedinteger]) -> NDArray[np.unsignedinteger]:
@@ -46,8 +48,15 @@ def unsigned(integers: NDArray[np.signedinteger]) -> NDArray[np.unsignedinteger]
 
 def unordered(integers: NDArray[np.signedinteger], code: str) -> NDArray[np.generic]:
     """The inverse of `ordered`, in the dtype of a safetensors code."""
-    low = np.iinfo(integers.dtype).max
-    return np.where(integers < 0, integers ^ low, integers).view(CODES[code])
+    return _flipped(integers).view(CODES[code])
+
+
+def _flipped(integers: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
+    """All bits but the sign's turned over in those below zero. Its own inverse."""
+    mask = integers >> (8 * integers.itemsize - 1)
+    mask &= np.iinfo(integers.dtype).max
+    mask ^= integers
+    return mask
 
 
 def predicted(basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
@@ -59,21 +68,30 @@ def predicted(basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
 
 def encode(original: NDArray[np.generic], basis: NDArray[np.float64], code: str) -> Streams:
     """The residue of `original`, stored as `code`, over a prediction of the same shape."""
-    parts: dict[str, list[bytes]] = {name: [] for name in STREAMS}
-    for rows in _rows(original.shape):
-        true = np.ravel(original[rows])
-        difference = ordered(true) - ordered(predicted(np.ravel(basis[rows]), code))
-        kind = np.full(true.size + -true.size % 4, 3, np.uint8)
-        np.take(_KINDS, np.minimum(unsigned(difference + 1), 3), out=kind[: true.size], mode="clip")
-        parts["classes"].append(
-            (kind[0::4] | kind[1::4] << 2 | kind[2::4] << 4 | kind[3::4] << 6).tobytes()
-        )
-        other = np.flatnonzero(kind[: true.size] == 3)
-        values = difference[other]
-        wild = (values > 127) | (values <= _WILD)
-        parts["values"].append(np.where(wild, _WILD, values).astype(np.int8).tobytes())
-        parts["wild"].append(bits(true[other[wild]]).tobytes())
-    return {name: _pack(b"".join(pieces)) for name, pieces in parts.items()}
+
+    def work(rows: Index) -> tuple[bytes, ...]:
+        true = contiguous(original[rows]).reshape(-1)
+        guess = predicted(contiguous(basis[rows]).reshape(-1), code)
+        return _streams(true, ordered(true) - ordered(guess))
+
+    parts = list(ahead(partial(work, rows) for rows in _rows(original.shape)))
+    joined = [b"".join(part[i] for part in parts) for i in range(len(STREAMS))]
+    packed = ahead(partial(_pack, stream) for stream in joined)
+    return dict(zip(STREAMS, packed, strict=True))
+
+
+def _streams(
+    true: NDArray[np.generic], difference: NDArray[np.signedinteger]
+) -> tuple[bytes, bytes, bytes]:
+    kind = np.full(true.size + -true.size % 4, 3, np.uint8)
+    near = np.minimum(unsigned(difference + 1), 3)
+    np.take(_KINDS, near, out=kind[: true.size], mode="clip")
+    classes = kind[0::4] | kind[1::4] << 2 | kind[2::4] << 4 | kind[3::4] << 6
+    other = np.flatnonzero(kind[: true.size] == 3)
+    values = difference[other]
+    wild = (values > 127) | (values <= _WILD)
+    far = np.where(wild, _WILD, values).astype(np.int8)
+    return classes.tobytes(), far.tobytes(), bits(true[other[wild]]).tobytes()
 
 
 def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
@@ -83,7 +101,7 @@ def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[n
         ValueError: the streams are not those of a tensor of this size.
     """
     dtype = CODES[code]
-    integer = np.dtype(f"i{dtype.itemsize}")
+    steps_of = np.array([0, 1, -1, 0], f"i{dtype.itemsize}")
     packed = _unpack(streams["classes"], np.dtype(np.uint8), -(-basis.size // 4))
     kinds = np.empty((packed.size, 4), np.uint8)
     for place in range(4):
@@ -92,20 +110,27 @@ def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[n
     values = _unpack(streams["values"], np.dtype(np.int8), int((kind == 3).sum()))
     wild = _unpack(streams["wild"], dtype, int((values == _WILD).sum()))
     result = np.empty(basis.shape, dtype)
-    done = done_values = done_wild = 0
-    for rows in _rows(basis.shape):
-        guess = np.ravel(basis[rows])
-        here = kind[done : done + guess.size]
-        other = np.flatnonzero(here == 3)
-        steps = np.take(np.array([0, 1, -1, 0], integer), here)
-        far = values[done_values : done_values + other.size]
+
+    def work(
+        rows: Index, kind: NDArray[np.uint8], far: NDArray[np.int8], wild: NDArray[np.generic]
+    ) -> None:
+        guess = predicted(contiguous(basis[rows]).reshape(-1), code)
+        steps = np.take(steps_of, kind, mode="clip")
+        other = np.flatnonzero(kind == 3)
         steps[other] = far
-        true = unordered(ordered(predicted(guess, code)) + steps, code)
-        places = other[far == _WILD]
-        true[places] = wild[done_wild : done_wild + places.size]
+        true = unordered(ordered(guess) + steps, code)
+        true[other[far == _WILD]] = wild
         result[rows] = true.reshape(result[rows].shape)
-        done, done_values = done + guess.size, done_values + other.size
-        done_wild += places.size
+
+    def tasks() -> Iterator[Callable[[], None]]:
+        nonlocal kind, values, wild
+        for rows in _rows(basis.shape):
+            here, kind = np.split(kind, [result[rows].size])
+            far, values = np.split(values, [int((here == 3).sum())])
+            told, wild = np.split(wild, [int((far == _WILD).sum())])
+            yield partial(work, rows, here, far, told)
+
+    deque(ahead(tasks()), 0)
     return result
 
 

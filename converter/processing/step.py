@@ -122,11 +122,12 @@ def in_float64(unit: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
 
 def centred(array: Array, axis: int, rounding: Rounding) -> bool:
     """Whether all means over `axis` are zero, but for what rounding to storage makes of zero."""
-    for _, part in along(array, axis):
+
+    def work(part: Array) -> bool:
         bound = (rounding.relative + _SUMS) * np.abs(part).mean(axis) + rounding.absolute
-        if not (np.abs(part.mean(axis)) <= bound).all():
-            return False
-    return True
+        return bool((np.abs(part.mean(axis)) <= bound).all())
+
+    return all(done for _, done in along(array, axis, work))
 
 
 def agreed(states: list[State]) -> State | None:
