@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.piecewise import largest, with_rows
-from converter.processing.portable import mean, total
+from converter.piecewise import along, largest, wide, with_rows
+from converter.processing.portable import halved, mean, total
 from converter.processing.step import (
     FLOAT32,
     Array,
@@ -51,6 +51,8 @@ NORMS: dict[str, tuple[tuple[str, str], ...]] = {
 
 _WORST = 8.0
 """Undoing may magnify the rounding of W' by this much, relative to the row, before it is kept."""
+_AT_A_TIME = 64
+"""Channels."""
 _REACH = 16.0
 """An edited row may come back this many times as large as the other weights, by its small gain."""
 
@@ -69,12 +71,12 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
         if w not in unit:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
-            result[b] = unit.get(b, 0.0) + total(unit[w], -2, bias)
-            folded = unit[w] * gain[:, None]
-            means = mean(folded, -2)
-            folded = folded - means[..., None, :]
+            moved, means, rows = _sums(unit[w], bias, gain)
+            means /= gain.size
+            result[b] = unit.get(b, 0.0) + moved
+            folded = unit[w] * gain[:, None] - means[..., None, :]
         record[f"{w}.mean"] = means
-        lost = _lost(unit[w], folded, gain)
+        lost = _lost(folded, rows, means, gain)
         if lost.size:
             record[f"{w}.rows"], record[f"{w}.kept"] = lost, unit[w][..., lost, :].copy()
         result[w] = folded
@@ -82,12 +84,40 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
     return result, record
 
 
-def _lost(w: Array, folded: Array, gain: Array) -> NDArray[np.int32]:
-    """Channels whose rows cannot be undone: rounding of W' over |g| is large beside the row."""
-    row = largest(w, -2)
+def _sums(w: Array, bias: Array, gain: Array) -> tuple[Array, Array, Array]:
+    """βᵀW, gᵀW, and max |W| for each channel d, reading W once."""
+    others = tuple(i for i in range(w.ndim) if i != w.ndim - 2)
+    down = (-1, *[1] * (w.ndim - 1))
+
+    def work(part: Array) -> tuple[Array, Array, Array]:
+        with np.errstate(all="ignore"):
+            rows = np.maximum(part.max(others), -part.min(others))
+            front = np.moveaxis(part, -2, 0)
+            return (
+                halved(front * bias.reshape(down)), halved(front * gain.reshape(down)), rows
+            )  # fmt: skip
+
+    moved, means = (np.empty((*w.shape[:-2], w.shape[-1])) for _ in range(2))
+    rows = np.zeros(gain.size)
+    for place, (some_moved, some_means, here) in along(wide(w), -2, work):
+        across = (*place[:-2], place[-1])
+        moved[across], means[across] = some_moved, some_means
+        rows = np.maximum(rows, here)
+    return moved, means, rows
+
+
+def _lost(folded: Array, rows: Array, means: Array, gain: Array) -> NDArray[np.int32]:
+    """Channels whose rows cannot be undone: rounding of W' over |g| is large beside the row.
+    `rows` is max |W| for each."""
     with np.errstate(all="ignore"):
-        scale = np.maximum(row, mean(row, 0) / _WORST)  # a zero row may come back as rounding
-        good = largest(folded, -2) <= _WORST * np.abs(gain) * scale
+        scale = np.maximum(rows, mean(rows, 0) / _WORST)  # a zero row may come back as rounding
+        limit = _WORST * np.abs(gain) * scale
+        # Mostly it takes no look at W': none of its elements can be so large.
+        doubtful = np.flatnonzero(~(rows * np.abs(gain) + np.abs(means).max() < 0.999 * limit))
+        good = np.ones(gain.shape, np.bool_)
+        for start in range(0, doubtful.size, _AT_A_TIME):
+            some = doubtful[start : start + _AT_A_TIME]
+            good[some] = largest(folded[..., some, :], -2) <= limit[some]
     return np.flatnonzero(~good | (gain == 0)).astype(np.int32)
 
 
@@ -115,7 +145,8 @@ class FoldLn(Step):
                 result[w] = _unfolded(unit, record, norm, w, gain, rounding)
                 with np.errstate(over="ignore", invalid="ignore"):
                     # The gain and bias that a user gave the folded LayerNorm, if any, count.
-                    result[b] = unit[b] + total(unit[w], -2, unit[f"{norm}.b"])
+                    given = unit[f"{norm}.b"]
+                    result[b] = unit[b] + (total(unit[w], -2, given) if given.any() else 0.0)
                     result[b] -= total(result[w], -2, bias)
             result[f"{norm}.w"], result[f"{norm}.b"] = gain, bias
         return result

@@ -38,7 +38,7 @@ def total(array: Array, axis: int, weights: Array | None = None) -> Array:
         with np.errstate(all="ignore"):
             if weights is not None:
                 front *= weights.reshape(-1, *[1] * result.ndim)
-            return _halved(front)
+            return halved(front)
 
     for place, part in along(wide(array), axis, work) if array.size else ():
         result[place[:axis] + place[axis + 1 :]] = part
@@ -51,8 +51,8 @@ def mean(array: Array, axis: int) -> Array:
     return result
 
 
-def _halved(block: Array) -> Array:
-    """The sum over the first axis. `block` is overwritten."""
+def halved(block: Array) -> Array:
+    """The sum over the first axis, in the order of `total`. `block` is overwritten."""
     size = len(block)
     while size > 1:
         half = (size + 1) // 2
@@ -252,7 +252,7 @@ def _at_right_angles(matrix: Array) -> Array:
     result, heads = np.empty_like(matrix), np.arange(len(matrix))
     work = (matrix / size).transpose(1, 2, 0)  # [row, column, head]
     for _ in range(_SWEEPS):
-        norms = _halved(work * work)
+        norms = halved(work * work)
         order = np.argsort(-norms, axis=0, kind="stable")
         work = np.take_along_axis(work, order[None], 1)
         result[heads] = work.transpose(2, 0, 1)
@@ -280,7 +280,7 @@ def _sweep(work: Array, norms: Array) -> tuple[Array, NDArray[np.bool_]]:
         here, there = slice(0, pairs), slice(i, i + pairs)
         x, y = columns[i][:, here], columns[j][:, there]
         a, b, p, q = norm[i][here], norm[j][there], scale[i][here], scale[j][there]
-        product = _halved(np.multiply(x, y, out=products[:, :pairs])) * (p * q)
+        product = halved(np.multiply(x, y, out=products[:, :pairs])) * (p * q)
         with np.errstate(all="ignore"):
             turn = np.abs(product) > _RIGHT_ANGLE * np.sqrt(np.maximum(a * b, 0))
             zeta = (b - a) / (2 * product)
