@@ -71,11 +71,11 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Bitwise equality of two arrays, whatever their strides; a chunk at a time."""
-    return (
-        a.dtype == b.dtype
-        and a.shape == b.shape
-        and all(np.array_equal(bits(x), bits(y)) for x, y in zip(chunks(a), chunks(b), strict=True))
-    )
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    rows = max(_rows(a), _rows(b))
+    both = zip(chunks(a, rows), chunks(b, rows), strict=True)
+    return all(np.array_equal(bits(x), bits(y)) for x, y in both)
 
 
 def sha256(array: np.ndarray) -> str:
@@ -86,19 +86,27 @@ def sha256(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Slices along the first axis, contiguous, in order, of some 2 MiB (one row at least)."""
+def chunks(array: np.ndarray, rows: int | None = None) -> Iterator[np.ndarray]:
+    """Slices along the first axis, contiguous, in order, of `rows`, or some 2 MiB."""
     if array.ndim == 0:
         yield np.ascontiguousarray(array)
         return
-    grain = getattr(array, "grain", 1)  # of a Piecewise
-    row = max(1, array.nbytes // max(1, array.shape[0]))
-    step = -(-max(1, _CHUNK_BYTES // row) // grain) * grain
-    parts = (slice(start, start + step) for start in range(0, array.shape[0], step))
+    rows = rows or _rows(array)
+    parts = (slice(start, start + rows) for start in range(0, array.shape[0], rows))
     if isinstance(array, np.ndarray) and array.flags.c_contiguous:
         yield from (array[part] for part in parts)
     else:
         yield from ahead(partial(lambda part: contiguous(array[part]), part) for part in parts)
+
+
+def _rows(array: np.ndarray) -> int:
+    """How many make a chunk: one at least."""
+    if array.ndim == 0:
+        return 1
+    grain: int = getattr(array, "grain", 1)  # of a Piecewise
+    row = max(1, array.nbytes // max(1, array.shape[0]))
+    step: int = -(-max(1, _CHUNK_BYTES // row) // grain) * grain
+    return step
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

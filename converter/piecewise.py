@@ -10,9 +10,10 @@ arithmetic of a few operations an element that costs less than keeping the resul
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,40 @@ def wide(array: Any) -> Any:
     return Piecewise(
         array.shape, np.dtype(np.float64), lambda index: array[index].astype(np.float64)
     )
+
+
+def in_blocks(
+    shape: tuple[int, ...], dtype: np.dtype[Any], block: Callable[[int], Array], rows: int
+) -> Any:
+    """What can be had in whole blocks of `rows` alone, by their number. Where it is asked for along
+    another axis, all of it is computed once, and kept."""
+    lock = threading.Lock()
+    kept: list[Array] = []
+
+    def along_rows(index: Index) -> Array:
+        start, stop, _ = index[0].indices(shape[0])
+        first = start // rows
+        blocks = [block(number) for number in range(first, -(-stop // rows))]
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        part: Array = joined[start - first * rows : stop - first * rows]
+        return part
+
+    def compute(index: Index) -> Array:
+        slices = all(isinstance(part, slice) for part in index)
+        if slices and all(part == slice(None) for part in index[1:]):
+            return along_rows(index)
+        with lock:
+            if not kept:
+                kept.append(np.asarray(Piecewise(shape, dtype, along_rows, rows)))
+        return np.array(kept[0][index])
+
+    return Piecewise(shape, dtype, compute, rows)
+
+
+def deferred(shape: tuple[int, ...], work: Callable[[], Array]) -> Any:
+    """What `work` gives, in float64, had once it is asked for."""
+    once = cache(work)
+    return Piecewise(shape, np.dtype(np.float64), lambda index: np.array(once()[index]))
 
 
 def stored_as(array: Any, code: str) -> Any:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from converter import piecewise
 from converter.dtypes import CODES, cast, chunks, same_bits, sha256
 from converter.layout import Rearrange
-from converter.piecewise import Piecewise, along, largest, stored_as, wide, with_rows
+from converter.piecewise import (
+    Piecewise,
+    along,
+    deferred,
+    in_blocks,
+    largest,
+    stored_as,
+    wide,
+    with_rows,
+)
 from converter.processing.portable import mean, total
 
 shapes = st.lists(st.integers(1, 9), min_size=2, max_size=3).map(tuple)
@@ -100,3 +109,39 @@ def test_rearranged_as_the_whole_array(pattern: str) -> None:
 def test_what_is_not_plain_arithmetic_is_refused(what: Callable[..., Any]) -> None:
     with pytest.raises(TypeError):
         what(wide(np.ones((3, 3))))
+
+
+@given(shapes, seeds, st.integers(1, 4))
+@settings(deadline=None)
+def test_in_blocks_as_the_whole_array(shape: tuple[int, ...], seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    array = rng.normal(size=shape)
+    asked: list[int] = []
+
+    def block(number: int) -> np.ndarray:
+        asked.append(number)
+        return array[number * rows : (number + 1) * rows].copy()
+
+    lazy = in_blocks(shape, array.dtype, block, rows)
+    assert sha256(lazy) == sha256(array)
+    assert asked == list(range(-(-shape[0] // rows)))  # each once
+    assert same_bits(wide(lazy)[..., :1, :], array[..., :1, :])
+    chosen = rng.permutation(shape[-1])
+    assert same_bits(lazy[..., chosen], array[..., chosen])
+    asked.clear()
+    assert same_bits(np.asarray(lazy[..., :1]), array[..., :1])  # all of it is there by now
+    assert not asked
+
+
+def test_deferred_is_done_once_and_only_if_asked() -> None:
+    done: list[int] = []
+
+    def work() -> np.ndarray:
+        done.append(1)
+        return np.arange(6.0)
+
+    vector = deferred((6,), work) * 2
+    assert not done
+    assert np.asarray(vector).tolist() == [0, 2, 4, 6, 8, 10]
+    assert vector.any()
+    assert done == [1]

@@ -35,6 +35,7 @@ from converter.processing.step import (
     Step,
     Unit,
     agreed,
+    in_float64,
 )
 
 CARRIERS = ("ln1", "ln_final")
@@ -80,7 +81,8 @@ class Carry(Step):
         return result, record
 
     def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
-        return _FOLD.undo(_uncarried(unit, record), _folded(record), rounding)
+        # The biases are wanted: steps that came before are yet to be undone.
+        return in_float64(_FOLD.undo(_uncarried(unit, record), _folded(record), rounding))
 
     def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
         return _FOLD.displaced(_uncarried(unit, record), _folded(record), rounding)
@@ -141,7 +143,7 @@ def absorb(unit: Unit, limit: float = 1.0) -> dict[str, Array]:
     norm. A bias whose direction would have to add more than `limit` times the largest weight
     stays, and `homeless` names it: `Carry` always has a way, at the cost of the norm's basis.
     """
-    result, _ = FoldValueBiases().apply(unit)
+    result, _ = FoldValueBiases().apply(in_float64(unit))
     for norm in CARRIERS:
         for w, b in NORMS[norm]:
             if b not in homeless(result):

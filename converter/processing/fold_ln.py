@@ -20,12 +20,13 @@ becomes infinite in the one cast at the end, and is the caller's to refuse.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.piecewise import along, largest, wide, with_rows
+from converter.piecewise import along, deferred, largest, wide, with_rows
 from converter.processing.portable import halved, mean, total
 from converter.processing.step import (
     FLOAT32,
@@ -140,14 +141,10 @@ class FoldLn(Step):
                 continue
             gain, bias = _gain(unit, record, norm, rounding), record[f"{norm}.b"]
             for w, b in readers:
-                if w not in unit:
-                    continue
-                result[w] = _unfolded(unit, record, norm, w, gain, rounding)
-                with np.errstate(over="ignore", invalid="ignore"):
-                    # The gain and bias that a user gave the folded LayerNorm, if any, count.
-                    given = unit[f"{norm}.b"]
-                    result[b] = unit[b] + (total(unit[w], -2, given) if given.any() else 0.0)
-                    result[b] -= total(result[w], -2, bias)
+                if w in unit:
+                    own = _unfolded(unit, record, norm, w, gain, rounding)
+                    moved = partial(_unmoved, unit[b], unit[w], unit[f"{norm}.b"], own, bias)
+                    result[w], result[b] = own, deferred(unit[b].shape, moved)
             result[f"{norm}.w"], result[f"{norm}.b"] = gain, bias
         return result
 
@@ -201,6 +198,13 @@ class FoldLn(Step):
         return agreed(states)
 
 
+def _unmoved(b: Array, folded: Array, given: Array, own: Array, bias: Array) -> Array:
+    """b' + β'ᵀW' − βᵀW: the gain and bias that a user gave the folded LayerNorm, if any, count."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        result: Array = b + (total(folded, -2, given) if given.any() else 0.0)
+        return result - total(own, -2, bias)
+
+
 def _gain(unit: Unit, record: Record, norm: str, rounding: Rounding) -> Array:
     """The original gain, or where a kept row was edited beyond its reach, 1."""
     gain: Array = record[f"{norm}.w"]
@@ -246,7 +250,8 @@ def _unfolded(
 ) -> Array:
     """(W' + m)/g with the kept rows put back."""
     with np.errstate(all="ignore"):
-        own: Array = unit[w] * unit[f"{norm}.w"][:, None]
+        given = unit[f"{norm}.w"]
+        own: Array = unit[w] if (given == 1).all() else unit[w] * given[:, None]
         own = (own + record[f"{w}.mean"][..., None, :]) / gain[:, None]
         rows = record.get(f"{w}.rows")
         if rows is not None:

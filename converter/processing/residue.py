@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from converter.dtypes import CODES, bits, cast, contiguous
 from converter.parallel import ahead
-from converter.piecewise import Index, cut
+from converter.piecewise import Index, cut, in_blocks
 
 STREAMS = ("classes", "values", "wild")
 Streams = dict[str, NDArray[np.uint8]]
@@ -95,43 +94,46 @@ def _streams(
 
 
 def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
-    """The original bits, from the residue and the same prediction.
+    """The original bits, from the residue and the same prediction; decoded piece by piece.
 
     Raises:
         ValueError: the streams are not those of a tensor of this size.
     """
     dtype = CODES[code]
-    steps_of = np.array([0, 1, -1, 0], f"i{dtype.itemsize}")
     packed = _unpack(streams["classes"], np.dtype(np.uint8), -(-basis.size // 4))
-    kinds = np.empty((packed.size, 4), np.uint8)
-    for place in range(4):
-        np.bitwise_and(packed >> 2 * place, 3, out=kinds[:, place])
-    kind = kinds.reshape(-1)[: basis.size]
-    values = _unpack(streams["values"], np.dtype(np.int8), int((kind == 3).sum()))
-    wild = _unpack(streams["wild"], dtype, int((values == _WILD).sum()))
-    result = np.empty(basis.shape, dtype)
+    blocks = [rows[0] for rows in _rows(basis.shape)]
+    row = math.prod(basis.shape[1:])
+    spans = [(s.start * row, min(s.stop, basis.shape[0]) * row) for s in blocks]
+    far_ends = np.cumsum([0, *((_classes(packed, *span) == 3).sum() for span in spans)])
+    values = _unpack(streams["values"], np.dtype(np.int8), int(far_ends[-1]))
+    wild_ends = np.concatenate([[0], np.cumsum(values == _WILD)])[far_ends]
+    wild = _unpack(streams["wild"], dtype, int(wild_ends[-1]))
+    steps_of = np.array([0, 1, -1, 0], f"i{dtype.itemsize}")
 
-    def work(
-        rows: Index, kind: NDArray[np.uint8], far: NDArray[np.int8], wild: NDArray[np.generic]
-    ) -> None:
-        guess = predicted(contiguous(basis[rows]).reshape(-1), code)
+    def block(number: int) -> NDArray[np.generic]:
+        kind = _classes(packed, *spans[number])
+        part = basis[blocks[number]]
         steps = np.take(steps_of, kind, mode="clip")
         other = np.flatnonzero(kind == 3)
+        far = values[far_ends[number] : far_ends[number + 1]]
         steps[other] = far
-        true = unordered(ordered(guess) + steps, code)
-        true[other[far == _WILD]] = wild
-        result[rows] = true.reshape(result[rows].shape)
+        true = unordered(ordered(predicted(contiguous(part).reshape(-1), code)) + steps, code)
+        true[other[far == _WILD]] = wild[wild_ends[number] : wild_ends[number + 1]]
+        return true.reshape(part.shape)
 
-    def tasks() -> Iterator[Callable[[], None]]:
-        nonlocal kind, values, wild
-        for rows in _rows(basis.shape):
-            here, kind = np.split(kind, [result[rows].size])
-            far, values = np.split(values, [int((here == 3).sum())])
-            told, wild = np.split(wild, [int((far == _WILD).sum())])
-            yield partial(work, rows, here, far, told)
-
-    deque(ahead(tasks()), 0)
+    result: NDArray[np.generic] = in_blocks(
+        basis.shape, dtype, block, blocks[0].stop if blocks else 1
+    )
     return result
+
+
+def _classes(packed: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.uint8]:
+    """One for each element from `start`, a multiple of four, to `stop`."""
+    four = packed[start // 4 : -(-stop // 4)]
+    result = np.empty((four.size, 4), np.uint8)
+    for place in range(4):
+        np.bitwise_and(four >> 2 * place, 3, out=result[:, place])
+    return result.reshape(-1)[: stop - start]
 
 
 def _rows(shape: tuple[int, ...]) -> Iterator[Index]:

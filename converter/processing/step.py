@@ -117,7 +117,7 @@ def is_vector(name: str) -> bool:
 
 def in_float64(unit: Mapping[str, NDArray[Any]]) -> dict[str, Array]:
     """A unit for the steps: vectors at once, matrices piece by piece."""
-    return {n: cast(a, "F64") if is_vector(n) else wide(a) for n, a in unit.items()}
+    return {n: np.asarray(cast(a, "F64")) if is_vector(n) else wide(a) for n, a in unit.items()}
 
 
 def centred(array: Array, axis: int, rounding: Rounding) -> bool:

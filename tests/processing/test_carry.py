@@ -76,7 +76,7 @@ def test_undo_is_the_inverse_of_apply(unit: dict[str, Array]) -> None:
     for name, array in unit.items():
         bias = name.rsplit(".", 1)[-1].startswith("b")
         bound = max(extent, 1) if bias else np.abs(array).max()
-        assert np.abs(back[name] - array).max() <= 1e-11 * bound, name
+        assert np.abs(np.asarray(back[name]) - array).max() <= 1e-11 * bound, name
 
 
 @pytest.mark.parametrize("steps", [DEFAULT, STEPS], ids=label)

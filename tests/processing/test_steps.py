@@ -45,7 +45,7 @@ def test_undo_is_the_inverse_of_apply(unit: dict[str, Array], steps: tuple[Step,
         np.testing.assert_array_equal(processed[name], kept[name], err_msg="undo changed its input")
         bias = name.rsplit(".", 1)[-1].startswith("b")
         bound = 1e-12 * max(extent, 1) if bias else 1e-11
-        error = np.abs(back[name] - array).max()
+        error = np.abs(np.asarray(back[name]) - array).max()
         assert error <= bound * (1 if bias else np.abs(array).max()), name
 
 
