@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from converter.checkpoint import Checkpoint, open_checkpoint, open_model
-from converter.checkpoint.files import holds_weights
+from converter.checkpoint.standard import holds_weights
 from converter.errors import SourceNotFound
 
 if TYPE_CHECKING:

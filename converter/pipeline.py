@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint, provenance, sidecar
-from converter.checkpoint.files import WEIGHTS
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, make_plan
 from converter.checkpoint.publish import staging
 from converter.checkpoint.replaceable import check_output
+from converter.checkpoint.standard import WEIGHTS
 from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,14 +45,14 @@ def _told(path: Path, *arguments: str) -> tuple[str, str, str]:
 
 W = "WEIGHTS"  # stands for a sound weight file
 FOLDERS: dict[str, tuple[dict[str, str], str, str]] = {
-    "flax": ({"flax_model.msgpack": "x"}, "Flax", "from_flax=True"),
-    "tensorflow": ({"tf_model.h5": "x"}, "TensorFlow", "from_tf=True"),
+    "flax": ({"flax_model.msgpack": "x"}, "Flax", "load_flax_weights_in_pytorch_model"),
+    "tensorflow": ({"tf_model.h5": "x"}, "TensorFlow", "made from"),
     "mesh": ({"model.ckpt-400000.index": "x", "model.ckpt-400000.data-00000-of-00064": "x"}, "Mesh", "convert_gpt_neo_mesh_tf_to_pytorch"),
     "gguf": ({"m.gguf": "x"}, "m.gguf", "made from"),
     "adapter": ({"adapter_config.json": '{"base_model_name_or_path": "me/base"}', "adapter_model.safetensors": "x"}, "adapter", "neoconvert hf-to-tl me/base OUT --adapter"),
     "adapter of no name": ({"adapter_config.json": "{", "adapter_model.bin": "x"}, "adapter", "hf-to-tl BASE OUT --adapter"),
     "variant": ({"model.fp16.safetensors": W}, "variant", "model.fp16.safetensors"),
-    "sharded variant": ({"model.safetensors.index.fp16.json": "{}", "model-00001-of-00002.fp16.safetensors": W}, "variant", "variant='fp16'"),
+    "sharded variant": ({"model.safetensors.index.fp16.json": "{}", "model-00001-of-00002.fp16.safetensors": W}, "variant", "model.safetensors.index.fp16.json"),
     "deepspeed": ({"latest": "g", "zero_to_fp32.py": "x", "g/zero_pp_rank_0_mp_rank_00_optim_states.pt": "x"}, "DeepSpeed", "zero_to_fp32.py"),
     "deepspeed without its script": ({"g/zero_pp_rank_0_mp_rank_00_optim_states.pt": "x"}, "DeepSpeed", "-m deepspeed.utils.zero_to_fp32"),
     "inside deepspeed's folder": ({"zero_pp_rank_0_mp_rank_00_optim_states.pt": "x", "mp_rank_00_model_states.pt": "x"}, "DeepSpeed", "-m deepspeed.utils.zero_to_fp32"),
@@ -64,6 +65,23 @@ FOLDERS: dict[str, tuple[dict[str, str], str, str]] = {
     "consolidated": ({"consolidated.safetensors": W}, "consolidated.safetensors", "consolidated.safetensors"),
     "optimizer alone": ({"optimizer.pt": "x", "scheduler.pt": "x"}, "optimizer.pt", "holds its"),
     "download broken off": ({"model.safetensors.incomplete": "x"}, "not complete", "hf download"),
+    "deepspeed in a run": ({"checkpoint-9/g/zero_pp_rank_0_mp_rank_00_optim_states.pt": "x", "checkpoint-10/zero_to_fp32.py": "x", "checkpoint-10/latest": "g"}, "DeepSpeed", "checkpoint-10/zero_to_fp32.py"),
+    "deepspeed without ZeRO": ({"latest": "g", "g/mp_rank_00_model_states.pt": W}, "mp_rank_00_model_states.pt", "g/mp_rank_00_model_states.pt' --allow-pickle"),
+    "deepspeed universal": ({"latest_universal": "g", "g/zero/transformer.wte.weight/fp32.pt": "x"}, "universal", "zero_to_fp32"),
+    "distributed, with its optimizer": ({"optimizer_0/__0_0.distcp": "x", "pytorch_model_fsdp_0/__0_0.distcp": "x"}, "distributed", "pytorch_model_fsdp_0' model.pt"),
+    "lightning run": ({"version_0/hparams.yaml": "x", "version_0/checkpoints/epoch=1.ckpt": W}, "epoch=1.ckpt", "checkpoints/epoch=1.ckpt' --allow-pickle"),
+    "dpo run": ({"LATEST/optimizer.pt": "x", "LATEST/policy.pt": W}, "policy.pt", "LATEST/policy.pt' --allow-pickle"),
+    "run of adapters": ({"checkpoint-5/adapter_config.json": '{"base_model_name_or_path": "me/base"}', "checkpoint-5/adapter_model.safetensors": "x"}, "adapter", "hf-to-tl me/base OUT --adapter"),
+    "far down": ({"src/main.py": "x", "models/neo/model.safetensors": W}, "some folders down: models/neo", "models/neo"),
+    "huggingface's home": ({"hub/models--me--neo/snapshots/a/model.safetensors": W, "token": "x"}, "cache", "snapshots/a"),
+    "hub cache of nothing": ({"models--me--neo/refs/main": "x"}, "me/neo", "me/neo"),
+    "shards of another name": ({"neo-00001-of-00002.bin": "x", "neo-00002-of-00002.bin": "x", "neo.bin.index.json": "{}"}, "neo.bin.index.json", "neo.bin.index.json' --allow-pickle"),
+    "parts": ({"hf_model_0001_1.pt": "x", "hf_model_0002_1.pt": "x"}, "in parts", "one.pt"),
+    "openvino": ({"openvino_model.xml": "x", "openvino_model.bin": "x"}, "OpenVINO", "made from"),
+    "archive": ({"neo.tar.gz": "x"}, "archive", "Unpack"),
+    "dvc": ({"model.safetensors.dvc": "x"}, "DVC", "dvc pull"),
+    "config alone": ({"config.json": "{}"}, "a model's config", "hf download"),
+    "a folder by a file's name": ({"model.safetensors/x": "x"}, "no model.safetensors", "Name the directory"),
     "empty": ({}, "no model.safetensors", "Name the directory"),
 }  # fmt: skip
 
@@ -93,14 +111,16 @@ def test_folders(kind: str, hf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["variant", "run", "hub cache of a model", "one folder down", "another name", "consolidated"]
+    "kind",
+    [
+        "variant", "run", "hub cache of a model", "one folder down", "another name", "consolidated",
+        "lightning run", "dpo run", "far down", "huggingface's home", "deepspeed without ZeRO",
+    ],
 )  # fmt: skip
 def test_the_place_that_is_named_opens(kind: str, hf: Path, tmp_path: Path) -> None:
     do = _told(_fill(tmp_path / "d", FOLDERS[kind][0], hf))[2]
-    named = do.rpartition(": ")[2].removesuffix(" --allow-pickle")
-    source = open_checkpoint(
-        named, allow_pickle="--allow-pickle" in do or kind == "one folder down"
-    )
+    named, *flags = shlex.split(do.rpartition(": ")[2])
+    source = open_checkpoint(named, allow_pickle=flags == ["--allow-pickle"])
     hf_to_tl(source, tmp_path / "tl", layout="bridge", effort="quick")
 
 
@@ -116,7 +136,64 @@ def test_a_distributed_checkpoint_put_together_as_told(hf: Path, tmp_path: Path)
     hf_to_tl(source, tmp_path / "tl", layout="bridge", effort="quick")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def _halves(hf: Path, directory: Path, names: tuple[str, str]) -> Path:
+    """The weights in two shards of these names."""
+    directory.mkdir()
+    shutil.copy(hf / "config.json", directory)
+    state = load_file(hf / "model.safetensors")
+    for i, name in enumerate(names):
+        half = {n: state[n] for n in sorted(state)[i::2]}
+        write = save_file if name.endswith("safetensors") else torch.save
+        write(half, directory / name)
+    return directory
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_by_their_index(suffix: str, hf: Path, tmp_path: Path) -> None:
+    """An index of any name is a SOURCE; a shard is none."""
+    names = (f"neo-00001-of-00002.{suffix}", f"neo-00002-of-00002.{suffix}")
+    directory = _halves(hf, tmp_path / "m", names)
+    state = load_file(hf / "model.safetensors")
+    weight_map = {n: names[i % 2] for i, n in enumerate(sorted(state))}
+    (directory / f"neo.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for given in (directory, directory / names[1]):
+        named, *flags = shlex.split(_told(given)[2].rpartition(": ")[2])
+        assert named == str(directory / f"neo.{suffix}.index.json")
+        assert flags == ["--allow-pickle"] * (suffix == "bin" and given == directory)
+    source = open_checkpoint(named, allow_pickle=True)
+    hf_to_tl(source, tmp_path / "tl", layout="bridge", effort="quick")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_parts_put_together_as_told(
+    suffix: str, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (f"neo_00001-of-00002.{suffix}", f"neo_00002-of-00002.{suffix}")
+    told, _, command = _told(_halves(hf, tmp_path / "m", names))[2].partition("json: ")
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(command)[2], {})
+    name = told.partition("convert ")[2].split()[0]
+    open_checkpoint(name, cfg=hf / "config.json", allow_pickle=suffix == "pt")
+
+
+def test_a_file_of_the_hubs_cache(hf: Path, tmp_path: Path) -> None:
+    blob, snapshot = tmp_path / "blobs" / ("4d" * 32), tmp_path / "snapshots/abc"
+    for path in (blob.parent, snapshot):
+        path.mkdir(parents=True)
+    shutil.copy(hf / "model.safetensors", blob)
+    shutil.copy(hf / "config.json", snapshot)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    open_checkpoint(_told(blob)[2].rpartition(": ")[2])
+
+
+def test_a_file_beside_the_weights(hf: Path) -> None:
+    open_checkpoint(_told(hf / "config.json")[2].rpartition(": ")[2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json", "merges.txt", "spiece.model"],
+)  # fmt: skip
 def test_git_lfs_pointers(name: str, hf: Path, tmp_path: Path) -> None:
     shutil.copytree(hf, tmp_path / "m")
     if name == "pytorch_model.bin":
@@ -131,12 +208,19 @@ FILES: dict[str, tuple[bytes, str]] = {
     "page.bin": (b"<!DOCTYPE html><html>", "web page"),
     "m.bin": (b"GGUF\3\0\0\0", "GGUF"),
     "tf.bin": (b"\x89HDF\r\n\x1a\n", "HDF5"),
-    "junk.pt": (b"junk" * 99, "not one that torch.save wrote"),
+    "junk.pt": (b"junk\0\1" * 99, "not one that torch.save wrote"),
     "weights.h5": (b"x", "TensorFlow"),
     "flax_model.msgpack": (b"x", "Flax"),
     "model.ckpt-4.index": (b"x", "Mesh"),
     "__0_0.distcp": (b"x", "distributed"),
     "notes.txt": (b"x", ".txt"),
+    "empty.bin": (b"", "empty"),
+    "said.safetensors": (b"Entry not found", "'Entry not found'"),
+    "m.safetensors": (b"\x1f\x8b\x08" + b"\1" * 99, "compressed archive"),
+    "tar.pt": (b"x" * 257 + b"ustar\0" + b"\1" * 99, "tar archive"),
+    "ggml.bin": (b"lmgg\1\0\0\0", "ggml"),
+    "dumped.pkl": (b"\x80\x04}.", "Python's own"),
+    "weights.npz": (b"PK\5\6", "NumPy"),
 }
 
 
@@ -150,7 +234,8 @@ def test_files(name: str, tmp_path: Path) -> None:
 def test_a_file_under_anothers_suffix(hf: Path, tmp_path: Path) -> None:
     shutil.copy(hf / "model.safetensors", tmp_path / "m.bin")
     torch.save(load_file(hf / "model.safetensors"), tmp_path / "n.safetensors")
-    for name in ("m.bin", "n.safetensors"):
+    torch.save(load_file(hf / "model.safetensors"), tmp_path / "o.pkl")
+    for name in ("m.bin", "n.safetensors", "o.pkl"):
         do = _told(tmp_path / name)[2]
         better = tmp_path / do.rpartition("to ")[2].rstrip(".")
         (tmp_path / name).rename(better)
@@ -217,6 +302,8 @@ TENSORS: dict[str, tuple[Callable[[State], State], dict[str, Any], str]] = {
     "GPT-2": (_renamed("attn.attention.q_proj", "attn.c_attn"), {}, "GPT-2"),
     "Pythia": (_renamed("transformer.h.", "gpt_neox.layers."), {}, "GPT-NeoX"),
     "LLaMA": (_renamed("transformer.h.0.attn.attention.", "model.layers.0.self_attn."), {}, "LLaMA"),
+    "Flax": (lambda s: {n.replace("wte.weight", "wte.embedding"): t for n, t in s.items()}, {}, "Flax"),
+    "CodeGen": (_renamed("attn.attention.q_proj", "attn.qkv_proj"), {}, "CodeGen"),
     "optimizer": (lambda _: {"state.0.exp_avg": torch.ones(3)}, {}, "an optimizer's state"),
     "MLX": (lambda s: {**s, "transformer.h.0.mlp.c_fc.scales": torch.ones(3)}, {}, "quantised"),
     "nothing known": (lambda _: {"weight": torch.ones(3)}, {}, "No GPT-Neo embedding"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -238,8 +240,20 @@ TWO: dict[str, tuple[Callable[[State], Any], str, str]] = {
 }  # fmt: skip
 
 
+def _follow(do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """Run the command that a message ends in, and open what it wrote with the options it names."""
+    told, _, command = do.partition(": ")
+    monkeypatch.chdir(tmp_path)
+    exec(shlex.split(command)[2], {})
+    words = shlex.split(told)
+    file, cfg = words[words.index("give") + 1], Path(words[words.index("--cfg") + 1])
+    return open_checkpoint(file, cfg=cfg, allow_pickle="--allow-pickle" in words)
+
+
 @pytest.mark.parametrize("kind", TWO)
-def test_two_models_are_never_chosen_between(kind: str, hf: Path, tmp_path: Path) -> None:
+def test_two_models_are_never_chosen_between(
+    kind: str, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what the message says to do, works."""
     make, *names = TWO[kind]
     torch.save(make(_state(hf)), tmp_path / "two.pt")
@@ -247,20 +261,44 @@ def test_two_models_are_never_chosen_between(kind: str, hf: Path, tmp_path: Path
     with pytest.raises(UnknownTensor) as raised:
         open_checkpoint(tmp_path / "two.pt", allow_pickle=True)
     assert all(name in raised.value.what for name in names)
-    code = raised.value.do.partition("--cfg config.json: ")[2]
-    exec(code.replace("'one.pt'", repr(str(tmp_path / "one.pt"))), {"torch": torch})
-    _comes_back(open_checkpoint(tmp_path / "one.pt", allow_pickle=True), hf, tmp_path)
+    one = _follow(raised.value.do, tmp_path, monkeypatch)
+    _comes_back(one, hf, tmp_path)
 
 
-def test_two_models_in_safetensors(hf: Path, tmp_path: Path) -> None:
+def test_two_models_in_safetensors(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = _state(hf)
     _with(hf, tmp_path / "m", {**_prefixed(state, "a."), **_prefixed(_other(state), "b.")})
     with pytest.raises(UnknownTensor, match=r"'a\.' and 'b\.'") as raised:
         open_checkpoint(tmp_path / "m")
-    code = raised.value.do.partition("--cfg config.json: ")[2]
-    one = tmp_path / "one.safetensors"
-    exec(code.replace("'one.safetensors'", repr(str(one))))
-    _comes_back(open_checkpoint(one, cfg=hf / "config.json"), hf, tmp_path)
+    _comes_back(_follow(raised.value.do, tmp_path, monkeypatch), hf, tmp_path)
+
+
+def test_what_a_peft_model_keeps_beside_a_weight(hf: Path, tmp_path: Path) -> None:
+    state = _prefixed(_state(hf), "base_model.model.")
+    wte = "base_model.model.transformer.wte"
+    state[f"{wte}.original_module.weight"] = state.pop(f"{wte}.weight")
+    state[f"{wte}.modules_to_save.default.weight"] = torch.ones(37, 16)
+    with pytest.raises(UnknownTensor, match="not merged"):
+        open_checkpoint(_with(hf, tmp_path / "m", state))
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_what_has_no_place_is_taken_out_as_told(
+    bundled: bool, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained head of any name, and a module inside a block: the command leaves the model."""
+    added = ("fc.0.weight", "transformer.h.1.adapter.down.weight", "transformer.extra")
+    state = _state(hf) | dict.fromkeys(added, torch.ones(2))
+    if bundled:
+        beside = {"args": argparse.Namespace(lr=1), "net": state, "best": np.float64(1)}
+        torch.save(beside, tmp_path / "m.pt")
+        shutil.copy(hf / "config.json", tmp_path)
+    place = tmp_path / "m.pt" if bundled else _with(hf, tmp_path / "m", state)
+    with pytest.raises(UnknownTensor, match=r"3 tensor\(s\) have no place") as raised:
+        open_checkpoint(place, allow_pickle=True)
+    _comes_back(_follow(raised.value.do, tmp_path, monkeypatch), hf, tmp_path)
 
 
 def test_two_models_in_two_layouts(hf: Path, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint.config import NeoConfig
-from converter.checkpoint.files import holds_weights
 from converter.checkpoint.fitting import mismatch, read_config
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
+from converter.checkpoint.standard import holds_weights
 from converter.checkpoint.vocabulary import misfit
 from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits

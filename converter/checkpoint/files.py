@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from converter.checkpoint.foreign_files import (
-    PICKLES,
-    not_weights,
-    nothing_here,
-    pointer,
-    refuse_foreign,
-)
+from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign
+from converter.checkpoint.foreign_folders import ANY_INDEX, nothing_here
 from converter.checkpoint.reader import Reader, SafetensorsReader
+from converter.checkpoint.standard import INDEX, PICKLE_WEIGHTS, PICKLES, WEIGHTS, holds_weights
 from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused
 
 Json = dict[str, Any]
 
-WEIGHTS = "model.safetensors"
-PICKLE_WEIGHTS = "pytorch_model.bin"
-_INDEX = ".index.json"
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 _MAX_JSON_BYTES = 64 * 2**20
 
@@ -62,29 +56,28 @@ class Files:
                 )
 
 
-def holds_weights(directory: Path) -> bool:
-    """Whether a directory has a file of weights under the name that transformers looks for, or an
-    index of several."""
-    names = [f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", _INDEX)]
-    return any((directory / name).is_file() for name in names)
-
-
-def weight_files(directory: Path) -> Files:
-    """A directory's weights, safetensors before pickle, one file before shards.
+def weight_files(path: Path) -> Files:
+    """A weight file, the shards of an index, or a directory's weights: safetensors before pickle,
+    one file before shards.
 
     Raises:
         SourceNotFound: there are none; the message names what is there instead.
         MissingShard, CorruptFile: the index or the shards are unsound.
     """
+    if not path.is_dir():
+        if re.fullmatch(ANY_INDEX, path.name):
+            return _shards(path)
+        _refuse_part(path)
+        return Files([path])
     for name in (WEIGHTS, PICKLE_WEIGHTS):
-        if (directory / name).is_file():
-            return Files([directory / name])
-        index = directory / f"{name}{_INDEX}"
+        if (path / name).is_file():
+            return Files([path / name])
+        index = path / f"{name}{INDEX}"
         if index.is_file():
             return _shards(index)
-    if files := _without_index(directory):
+    if files := _without_index(path):
         return files
-    raise nothing_here(directory)
+    raise nothing_here(path)
 
 
 def _shards(index: Path) -> Files:
@@ -105,9 +98,35 @@ def _shards(index: Path) -> Files:
             raise MissingShard(
                 f"The index names {shard.name}, which is not there.",
                 where=str(index),
-                do="Download the missing shard.",
+                do=f"Download {shard.name} too{_other(index)}.",
             )
     return Files(list(dict.fromkeys(promised.values())), promised)
+
+
+def _other(index: Path) -> str:
+    """The weights beside an index that could be read, were it not there."""
+    others = (index.parent / name for name in (WEIGHTS, PICKLE_WEIGHTS))
+    other = next((path.name for path in others if path.is_file()), None)
+    return f", or give {other} itself" if other else ""
+
+
+def _refuse_part(path: Path) -> None:
+    """
+    Raises:
+        MissingShard: the file is one of several shards.
+    """
+    found = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.(safetensors|bin)", path.name)
+    if found is None or int(found[2]) < 2:
+        return
+    index = path.with_name(f"{found[1]}.{found[3]}{INDEX}")
+    whole = holds_weights(path.parent) or _SHARD.fullmatch(path.name)
+    raise MissingShard(
+        f"The file is one of {int(found[2])} shards, each with a part of the weights.",
+        where=str(path),
+        do=f"Give the index of the shards: {shlex.quote(str(index))}"
+        if index.is_file() and not whole
+        else f"Give the directory, with all of them: {shlex.quote(str(path.parent))}",
+    )
 
 
 def _without_index(directory: Path) -> Files | None:
@@ -125,10 +144,10 @@ def _without_index(directory: Path) -> Files | None:
             raise MissingShard(
                 f"These shards have no index, and are not all of one set: {', '.join(missing[:4])}.",
                 where=str(directory),
-                do=f"Download the missing shards and the index, {stem}.{kind}{_INDEX}.",
+                do=f"Download the missing shards and the index, {stem}.{kind}{INDEX}.",
             )
         note = (
-            f"the shards' index, {stem}.{kind}{_INDEX}, is lost: all {len(shards)} shards were read"
+            f"the shards' index, {stem}.{kind}{INDEX}, is lost: all {len(shards)} shards were read"
         )
         return Files(shards, notes=[note])
     return None

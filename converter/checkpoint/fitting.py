@@ -13,7 +13,12 @@ from converter.checkpoint.tl_config import from_tl, of_bridge
 from converter.errors import ConfigError, TensorMismatch
 from converter.layout import Slot, axes
 
-_WRITE_HF = "bridge.original_model.config.to_json_file('config.json') writes it"
+_WRITES = {
+    "hf": "model.config.to_json_file('config.json')",
+    "bridge": "bridge.original_model.config.to_json_file('config.json')",
+    "hooked": "json.dump(model.cfg.to_dict(), open('cfg.json', 'w'), default=str)",
+}
+"""What writes the config of a layout, in Python."""
 
 
 def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Source, NeoConfig]:
@@ -43,14 +48,15 @@ def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Sou
             "The cfg is a TransformerBridge's own, which knows neither GPT-Neo's local attention nor"
             " its unscaled scores.",
             where=where,
-            do=f"Give HF's config with --cfg config.json: {_WRITE_HF}.",
+            do="Give HF's config with --cfg config.json. Where the model is, this writes it:"
+            f" {_WRITES['bridge']}",
         )
     else:
         wanted = "cfg.json" if seen.layout == "hooked" else "config.json"
         raise ConfigError(
             f"There is no {wanted} beside the weights, and shapes alone do not tell the heads.",
             where=str(source.path),
-            do="Give it with --cfg FILE (for TransformerLens: model.cfg.to_dict() as JSON).",
+            do=f"Give it with --cfg {wanted}. Where the model is, this writes it: {_WRITES[seen.layout]}",
         )
     if config.n_layers > len(seen.found):  # before a table of that size is built
         raise ConfigError(

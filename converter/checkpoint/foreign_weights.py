@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.foreign_formats import from_flax
 from converter.errors import BadInput, NotRepresentable, TensorMismatch, UnknownTensor
 
 _ALONE = "neoconvert converts GPT-Neo alone; open this model with the library that saved it."
@@ -16,6 +19,8 @@ _OTHERS: dict[str, str] = {
     r"\bgpt_neox\.|\.attention\.query_key_value\.": "GPT-NeoX (attention.query_key_value)",
     r"\.self_attention\.query_key_value\.": "BLOOM or Falcon (self_attention.query_key_value)",
     r"\bdecoder\.layers\.\d+\.self_attn\.": "OPT (decoder.layers)",
+    r"\.attn\.qkv_proj\.weight$": "CodeGen (attn.qkv_proj)",
+    r"\.attn\.Wqkv\.weight$": "MPT (attn.Wqkv)",
     r"\.self_attn\.q_proj\.": "LLaMA or one of its kind (self_attn.q_proj)",
     r"\bencoder\.layer\.\d+\.attention\.": "BERT or one of its kind (encoder.layer)",
 }
@@ -23,6 +28,9 @@ _OTHERS: dict[str, str] = {
 _QUANTISED = re.compile(
     r"\.(SCB|qweight|qzeros|scales|biases|g_idx|weight_scale|weight_scale_inv|weight_packed|absmax|quant_map"
     r"|weight\.(absmax|quant_map|nested_absmax|quant_state\..*)|weight_format)$"
+)
+_ADAPTED = re.compile(
+    r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\b|\.ia3_l\b"
 )
 _INTEGERS = re.compile(r"(torch\.)?q?u?int8|[IU]8|F8_\w+|(torch\.)?float8_\w+|[IU]32|torch\.int32")
 
@@ -52,9 +60,31 @@ def refuse_foreign(tensors: Tensors) -> None:
         BadInput: the tensors are another model's, or a GPT-Neo's in a form that must first be
             brought back to plain weights. The message says which, and how.
     """
-    for check in (_other_model, _rotary, _quantised, _unmerged, _pruned, _flat, _empty, _optimizer):
+    for check in (
+        _flax,
+        _other_model,
+        _rotary,
+        _quantised,
+        _unmerged,
+        _pruned,
+        _flat,
+        _empty,
+        _optimizer,
+    ):
         if error := check(tensors):
             raise error
+
+
+def _flax(tensors: Tensors) -> BadInput | None:
+    name = tensors.first(r"[./](wte|wpe)[./]embedding$")
+    if name is None:
+        return None
+    where = Path(tensors.where)
+    return NotRepresentable(
+        "The weights are Flax's (kernel, embedding and scale for weight).",
+        where=f"{where}: {name}",
+        do=from_flax(where.parent if where.suffix else where),
+    )
 
 
 def _other_model(tensors: Tensors) -> BadInput | None:
@@ -95,8 +125,8 @@ def _quantised(tensors: Tensors) -> BadInput | None:
             f"The weights are quantised{kind}; neoconvert converts plain floats.",
             where=f"{tensors.where}: {name}"
             + (f" ({tensors.odd[name]})" if name in tensors.odd else ""),
-            do="Give the checkpoint that it was quantised from; or, for bitsandbytes, AutoModelFor"
-            "CausalLM.from_pretrained(DIRECTORY).dequantize().save_pretrained(OUT), and convert OUT.",
+            do="Give the checkpoint that it was quantised from"
+            + _dequantised(method, tensors.where),
         )
     if said:
         return NotRepresentable(
@@ -108,11 +138,23 @@ def _quantised(tensors: Tensors) -> BadInput | None:
     return None
 
 
+def _dequantised(method: str, where: str) -> str:
+    """transformers 5 cannot `save_pretrained` what it dequantised."""
+    if method != "bitsandbytes":
+        return "."
+    code = (
+        "import torch; from transformers import AutoModelForCausalLM as M;"
+        f" m = M.from_pretrained({where!r}).dequantize(); m.config.save_pretrained('OUT');"
+        " torch.save(m.state_dict(), 'OUT/pytorch_model.bin')"
+    )
+    return f"; or undo it, and convert OUT with --allow-pickle: python -c {shlex.quote(code)}"
+
+
 def _unmerged(tensors: Tensors) -> BadInput | None:
-    name = tensors.first(r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b|\.ia3_l\b")
+    name = tensors.first(_ADAPTED)
     if name is None:
         return None
-    if not tensors.sizes or not tensors.first(r"(wte\.weight|lm_head\.weight)$"):
+    if not tensors.first(r"\bln_[1f]\.weight$"):
         return UnknownTensor(
             "The tensors are an adapter's (PEFT), without the model that it adapts.",
             where=f"{tensors.where}: {name}",
@@ -157,8 +199,9 @@ def _empty(tensors: Tensors) -> BadInput | None:
         f"{len(empty)} of {len(tensors.sizes)} weights are empty: placeholders that DeepSpeed ZeRO-3 saves"
         " where the weights are not gathered.",
         where=f"{tensors.where}: {empty[0]} has no elements",
-        do="Put them together from the training checkpoint (the folder with global_step…):"
-        " python -m deepspeed.utils.zero_to_fp32 FOLDER OUT, and convert OUT.",
+        do="Put them together from the training checkpoint (FOLDER, which holds latest and global_step…),"
+        " then convert OUT with --allow-pickle --cfg config.json:"
+        " python -m deepspeed.utils.zero_to_fp32 FOLDER OUT",
     )
 
 

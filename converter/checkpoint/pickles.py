@@ -59,7 +59,7 @@ class PickleReader(TorchReader):
     """
 
     def __init__(self, path: Path) -> None:
-        content = _load(path)
+        content = load(path)
         self.entries, self.configs = {}, []
         tensors: dict[str, Any] = {}
         for entry, value in _walk(content, ()):
@@ -78,8 +78,12 @@ class PickleReader(TorchReader):
         super().__init__(tensors, path)
 
 
-def _load(path: Path) -> Any:
+def load(path: str | Path) -> Any:
+    """What torch.save wrote, with `weights_only=True`: tensors, plain values, and stand-ins for
+    configs. Raises: see `PickleReader`."""
     import torch
+
+    path = Path(path)
 
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < (2, 10):
@@ -112,7 +116,7 @@ def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
             holds = (
                 f"The file is DeepSpeed's ({what}): optimizer states, with a part of the weights."
             )
-            alone = "Put the weights together: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT, with the folder that holds global_step…; then convert OUT."
+            alone = "Put the weights together from FOLDER, which holds latest and global_step…, then convert OUT with --allow-pickle --cfg config.json: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT"
         elif what.startswith("numpy."):
             holds = f"The pickle holds NumPy arrays ({what}), and only tensors and plain values are read."
             alone = "Where it was made, save tensors: torch.save({n: torch.from_numpy(a) for n, a in arrays.items()}, FILE)."

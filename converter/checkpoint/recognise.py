@@ -10,6 +10,7 @@ from converter.checkpoint.foreign_weights import Tensors, refuse_foreign
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.names import Read, Reading, read_names
 from converter.checkpoint.reader import Entry, Reader, Stored
+from converter.checkpoint.recipes import flags, keeping
 from converter.checkpoint.source import Source
 from converter.dtypes import same_bits
 from converter.errors import MissingTensor, UnknownTensor
@@ -134,30 +135,31 @@ def _same(a: tuple[Reader, Stored], b: tuple[Reader, Stored]) -> bool:
 
 
 def _two_models(one: Read, two: Read, entries: dict[str, Entry], source: Source) -> UnknownTensor:
-    file = next(r for r in source.readers if one.name in {**r.tensors, **r.other, **r.aliases})
-    path = next((s.file for s in file.tensors.values()), source.path)
     ours, theirs = (_place(read, entries) for read in (one, two))
     entry = _clipped(entries.get(one.name, ()), one.prefix)
-    mine, its = (".".join((*read.prefix[len(_segments(entry)) :], "")) for read in (one, two))
+    own = len(_segments(entry))
+    mine, its = (".".join((*read.prefix[own:], "")) for read in (one, two))
+    what = f"Two models are here, {ours} and {theirs}"
     keep = [f"k.startswith({mine!r})"] if mine else []
-    if its.startswith(mine) and entry == _clipped(entries.get(two.name, ()), two.prefix):
+    if one.prefix == two.prefix:
+        what = f"Two tensors are here for one weight, {one.name} and {two.name}"
+        keep = [f"k != {'.'.join(two.name.split('.')[own:])!r}"]
+    elif its.startswith(mine) and entry == _clipped(entries.get(two.name, ()), two.prefix):
         keep.append(f"not k.startswith({its!r})")
-    chosen = f" if {' and '.join(keep)}" if keep else ""
-    if path.suffix == ".safetensors":
-        how = (
-            "from safetensors.torch import load_file, save_file; save_file({k: v for k, v in"
-            f" load_file({str(path)!r}).items(){chosen}}}, 'one.safetensors')"
-        )
-    else:
-        how = (
-            f"torch.save({{k: v for k, v in torch.load({str(path)!r}){_keys(entry)}.items(){chosen}}},"
-            " 'one.pt')"
-        )
     return UnknownTensor(
-        f"Two models are here, {ours} and {theirs}; which is meant cannot be told.",
-        where=f"{path}: {one.name} and {two.name}",
-        do=f"Save the one you mean alone, and give it with --cfg config.json: {how}",
+        f"{what}; which is meant cannot be told.",
+        where=f"{source.path}: {one.name} and {two.name}",
+        do=_told("Save the one you mean alone", source, " and ".join(keep), entry),
     )
+
+
+def _told(do: str, source: Source, condition: str, entry: Entry) -> str:
+    """Advice, with the command that follows it where the weights are in files."""
+    if source.live:
+        return f"{do}, and give that."
+    files = list(dict.fromkeys(s.file for r in source.readers for s in r.tensors.values()))
+    command, name = keeping(files, condition, _keys(entry))
+    return f"{do}, and give {name} with {flags(name, source.config_path)}: {command}"
 
 
 def _place(read: Read, entries: dict[str, Entry]) -> str:
@@ -219,9 +221,25 @@ def _beside(
         raise UnknownTensor(
             f"{len(unknown)} tensor(s) have no place in a GPT-Neo model: {', '.join(unknown[:4])}.",
             where=f"{source.path}: {unknown[0]} {dtype if shape is None else list(shape)}",
-            do="Remove them from the checkpoint, or convert the model they belong to.",
+            do=_told(
+                "If the model is whole without them, save it without them",
+                source,
+                _without(unknown, reading, len(_segments(entry))),
+                entry,
+            ),
         )
     return dropped
+
+
+def _without(unknown: list[str], reading: Reading, own: int) -> str:
+    """Which tensors are not these, in Python: by what their names begin with, where no weight's does."""
+    names = [name.split(".")[own:] for name in unknown]
+    known = [r.name.split(".")[own:] for reads in reading.reads.values() for r in reads]
+    begins: dict[str, None] = {}
+    for name in names:
+        length = next(n for n in range(1, len(name) + 1) if all(k[:n] != name[:n] for k in known))
+        begins[".".join(name[:length])] = None
+    return f"not k.startswith({tuple(begins)!r})"
 
 
 def _notes(reading: Reading, entry: Entry, readers: tuple[Reader, ...]) -> list[str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.files import Files, Json, optional_json, read_json, weight_files
+from converter.checkpoint.files import Json, optional_json, read_json, weight_files
+from converter.checkpoint.foreign_files import refuse_pointers
 from converter.checkpoint.reader import Entry, Reader
 from converter.checkpoint.signature import Signature, signature
 from converter.errors import SourceChanged, SourceNotFound, UsageError
@@ -126,10 +127,12 @@ def find(
     else:
         path, commit = _from_hub(given, revision)
     directory = path if path.is_dir() else path.parent
-    files = weight_files(path) if path.is_dir() else Files([path])
+    files = weight_files(path)
     beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
     opened = {*files.weights, *(directory / name for name in (*beside, *TOKENIZER_FILES))}
     before = {p: now for p in sorted(opened) if (now := signature(p))}
+    if path.is_dir():
+        refuse_pointers([path / name for name in TOKENIZER_FILES if (path / name).is_file()])
     readers = files.open(allow_pickle=allow_pickle)
     config_path = cfg
     tl_config = read_json(cfg) if cfg else None

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 
 from converter.background import Background
-from converter.checkpoint.files import WEIGHTS
 from converter.checkpoint.plan import Plan, Planned
+from converter.checkpoint.standard import WEIGHTS
 from converter.dtypes import chunks
 
 ALIGNMENT = 8

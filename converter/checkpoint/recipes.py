@@ -1,0 +1,44 @@
+"""Commands that people are told to run: they write the weights that are meant to a file alone."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+ONE, ONE_PICKLE = "one.safetensors", "one.pt"
+
+
+def keeping(files: list[Path], condition: str = "", keys: str = "") -> tuple[str, str]:
+    """A shell command that writes some tensors of these files to one file here, and its name.
+
+    Args:
+        condition: which tensors, in Python, of their name `k` in the file.
+        keys: what leads to them in a bundle, as `['state_dict']`.
+    """
+    names = [str(file) for file in files]
+    every = f"for f in {names!r} " if len(names) > 1 else ""
+    file = "f" if every else repr(names[0])
+    chosen = f" if {condition}" if condition else ""
+    if files[0].suffix == ".safetensors":
+        code = (
+            "from safetensors.torch import load_file, save_file; save_file({k: v "
+            f"{every}for k, v in load_file({file}).items(){chosen}}}, {ONE!r})"
+        )
+        return _python(code), ONE
+    code = (
+        "import torch; from converter.checkpoint.pickles import load;"
+        f" torch.save({{k: v {every}for k, v in load({file}){keys}.items(){chosen}}}, {ONE_PICKLE!r})"
+    )
+    return _python(code), ONE_PICKLE
+
+
+def _python(code: str) -> str:
+    """In this very environment, which has what the code imports."""
+    return f"{shlex.quote(sys.executable or 'python')} -c {shlex.quote(code)}"
+
+
+def flags(name: str, config: Path | None = None) -> str:
+    """The options that such a file is read with."""
+    cfg = f"--cfg {shlex.quote(str(config)) if config else 'config.json'}"
+    return cfg if name == ONE else f"--allow-pickle {cfg}"
