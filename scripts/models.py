@@ -46,8 +46,8 @@ def make_model(directory: Path, layers: int, width: int = 768, heads: int = 12) 
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def make_model_apart(directory: Path, layers: int) -> None:
+def make_model_apart(directory: Path, layers: int, width: int = 768, heads: int = 12) -> None:
     """The same in a process of its own, for parents that measure: a child's peak memory includes
     its parent's size when it was started."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(make_model, directory, layers).result()
+        pool.submit(make_model, directory, layers, width, heads).result()

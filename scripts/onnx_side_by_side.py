@@ -86,9 +86,9 @@ def measure_exports(rounds: int) -> tuple[Samples, Samples, dict[str, int]]:
             if not ours:
                 shutil.rmtree(graph.parent, ignore_errors=True)
             python = sys.executable if ours else ".venvs/optimum/bin/python"
-            took, peak = measure([python, "-c", program, str(HF), str(graph)], SCRATCH / "none")
-            seconds[name].append(took)
-            peaks[name].append(peak)
+            run = measure([python, "-c", program, str(HF), str(graph)])
+            seconds[name].append(run.seconds)
+            peaks[name].append(run.peak)
             files = [graph] if ours else graph.parent.iterdir()
             written[name] = sum(file.stat().st_size for file in files)
     return seconds, peaks, written
