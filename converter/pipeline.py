@@ -19,6 +19,7 @@ from converter.request import Checking, Writing
 from converter.route import Processing, Route
 from converter.streaming import stream
 from converter.verification import Verification
+from converter.verification.loading import opens_by
 
 if TYPE_CHECKING:
     from converter.onnx import ExportResult
@@ -41,8 +42,9 @@ class Conversion:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What was decided beforehand, and what was found."""
-        return (*self.route.remarks, *self.found)
+        """What was decided beforehand, what was found, and what opens the result."""
+        here = () if self.graph_alone else opens_by(self.plan.layout)
+        return (*self.route.remarks, *self.found, *here)
 
     def __repr__(self) -> str:
         state = "published" if self.published else "planned"

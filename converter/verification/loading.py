@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import CannotDoHere, ConfigError
+from converter.layout import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def load_bridge(directory: str | Path, device: str | None = None) -> Any:
         BadInput: the directory is no sound `bridge` checkpoint.
     """
     checkpoint = _opened(directory, "bridge")
-    require_bridge(directory, "Upgrade transformer-lens, or convert to `--layout hooked`.")
+    require_bridge(directory, "Use converter.to_hooked(directory), or upgrade transformer-lens.")
     from converter.verification.libraries import bridge_model
 
     return bridge_model(checkpoint, resolve_device(device))
@@ -75,13 +76,28 @@ def require_bridge(what: object, do: str) -> None:
         )
 
 
-def _opened(directory: str | Path, layout: str) -> Checkpoint:
+def opens_by(layout: Layout) -> tuple[str, ...]:
+    """What to say of files whose layout is not that of the TransformerLens installed here."""
+    found = installed("transformer-lens")
+    if found and layout == "hooked" and not has_hooked_transformer():
+        missing, other = "HookedTransformer", "bridge"
+    elif found and layout == "bridge" and not has_bridge():
+        missing, other = "TransformerBridge", "hooked"
+    else:
+        return ()
+    return (
+        f"TransformerLens {found} has no {missing}: open this with converter.to_{other},"
+        f" or write --layout {other}",
+    )
+
+
+def _opened(directory: str | Path, layout: Layout) -> Checkpoint:
     checkpoint = open_checkpoint(str(directory))
     if checkpoint.layout != layout:
         raise ConfigError(
             f"This is a checkpoint in the {checkpoint.layout} layout, not {layout}.",
             where=str(directory),
-            do=f"Convert it first: neoconvert hf-to-tl --layout {layout}.",
+            do=f"Use converter.to_{layout}(directory), which opens every layout.",
         )
     return checkpoint
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import BadInput, CannotDoHere, ConfigError, TensorMismatch
 from converter.layout import Layout
-from converter.verification import load_bridge, load_hooked, standard_probes
+from converter.verification import load_bridge, load_hooked, loading, standard_probes
 from converter.verification.judge import MAX_RATIO, measure, pooled_floor
 from converter.verification.loading import has_hooked_transformer
 from converter.verification.reference import forward
@@ -182,8 +183,34 @@ def test_load_bridge(original: Checkpoint, there: Path) -> None:
 
 def test_loaders_name_the_layout_they_got(original: Checkpoint, there: Path) -> None:
     write_as(original, there, "bridge")
-    with pytest.raises(ConfigError, match="bridge layout, not hooked"):
+    with pytest.raises(ConfigError, match="bridge layout, not hooked") as caught:
         load_hooked(there)
+    assert "converter.to_hooked(directory)" in caught.value.do
+
+
+@pytest.mark.parametrize(
+    ("found", "layout", "other"),
+    [
+        ("2.16.1", "hooked", None), ("3.9.0", "hooked", None), ("4.3.0", "hooked", "to_bridge"),
+        ("2.16.1", "bridge", "to_hooked"), ("3.9.0", "bridge", None), ("4.3.0", "bridge", None),
+        ("", "hooked", None), ("", "bridge", None),
+    ],
+)  # fmt: skip
+def test_a_layout_that_is_not_of_this_transformer_lens_is_said(
+    found: str, layout: Layout, other: str | None, original: Checkpoint, there: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(loading, "installed", lambda _: found)
+    done = converter.hf_to_tl(original, there, layout=layout, dry_run=True)
+    assert len(done.remarks) == (1 if other else 0)
+    assert all(f"converter.{other}" in remark and found in remark for remark in done.remarks)
+
+
+def test_what_is_said_of_the_other_layout_works(original: Checkpoint, there: Path) -> None:
+    write_as(original, there, "hooked")
+    bridge = converter.to_bridge(there)
+    found = bridge.state_dict()["blocks.1.mlp.in.weight"].T.numpy()
+    assert np.array_equal(found, original.tensor("blocks.1.mlp.W_in"))
 
 
 def test_loading_prints_nothing(
