@@ -90,6 +90,7 @@ class Route:
         for slots in groups(self.source.slots, whole=self.whole_units):
             unit = {slot.local: read(slot.key) for slot in slots}
             yield slots, unit, self.make(unit, slots[0].layer)
+            del unit  # before the next is read
 
 
 def groups(slots: Mapping[str, Slot], *, whole: bool) -> Iterator[list[Slot]]:
