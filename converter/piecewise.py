@@ -30,15 +30,14 @@ PIECE = 2**18
 """Elements computed at a time: in float64, 2 MiB."""
 _LINE = 16
 """Where memory runs along the axis that is cut, this many elements share a line of the cache."""
-
-
 _ARITHMETIC = {np.add, np.subtract, np.multiply, np.divide, np.negative, np.absolute}
 
 
 class Piecewise(NDArrayOperatorsMixin):
-    """Stands where an array stands: NumPy's elementwise functions of it are piecewise too.
+    """Stands where an array stands: sums, products and quotients with it are piecewise too.
 
-    `np.asarray` computes the whole. Piecewise arrays are read-only.
+    `np.asarray` computes the whole. Piecewise arrays are read-only. What NumPy is asked for besides
+    is a TypeError.
     """
 
     def __init__(
@@ -79,10 +78,6 @@ class Piecewise(NDArrayOperatorsMixin):
 
         deque(ahead(partial(put, piece) for piece in cut(self.shape, 0, self.grain)), 0)
         return result if dtype is None else result.astype(dtype, copy=False)
-
-    def astype(self, dtype: Any) -> Array:
-        """The whole in another dtype."""
-        return np.asarray(self).astype(dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **unknown: Any) -> Any:
         if method != "__call__" or unknown or ufunc not in _ARITHMETIC:
@@ -143,9 +138,12 @@ def in_blocks(
         slices = all(isinstance(part, slice) for part in index)
         if slices and all(part == slice(None) for part in index[1:]):
             return along_rows(index)
-        with lock:
+        with lock:  # done here alone: threads of the pool may be waiting for the lock
             if not kept:
-                kept.append(np.asarray(Piecewise(shape, dtype, along_rows, rows)))
+                all_ = np.empty(shape, dtype)
+                for number, start in enumerate(range(0, shape[0], rows)):
+                    all_[start : start + rows] = block(number)
+                kept.append(all_)
         return np.array(kept[0][index])
 
     return Piecewise(shape, dtype, compute, rows)
@@ -187,7 +185,8 @@ def with_rows(array: Any, rows: NDArray[np.integer[Any]], values: Array) -> Any:
 
 
 def cut(shape: tuple[int, ...], axis: int, least: int = 1) -> Iterator[Index]:
-    """Indices of pieces along an axis, in order, of about PIECE elements, and multiples of `least` along it."""
+    """Indices of pieces along an axis, in order, of about PIECE elements, each but the last a
+    multiple of `least` long."""
     length = shape[axis]
     rest = math.prod(shape) // max(1, length)
     step = -(-max(1, PIECE // max(1, rest)) // least) * least
@@ -211,16 +210,16 @@ def largest(array: Any, axis: int | None = None) -> Any:
     if axis is None:
         rows = largest(array, 0) if array.size else np.zeros(0)
         return rows.max(initial=0.0)
-    axis %= array.ndim
-    others = tuple(i for i in range(array.ndim) if i != axis)
+    pieces = cut(array.shape, axis % array.ndim, _LINE)
+    each = ahead(partial(lambda piece: extent(array[piece], axis), piece) for piece in pieces)
+    return np.concatenate([np.zeros(0), *each])
 
-    def work(piece: Index) -> Array:
-        part = array[piece]
-        result: Array = np.maximum(part.max(others), -part.min(others))
-        return result
 
-    pieces = cut(array.shape, axis, _LINE)
-    return np.concatenate([np.zeros(0), *ahead(partial(work, piece) for piece in pieces)])
+def extent(part: Array, axis: int) -> Array:
+    """max |x| at each place of an axis, of what is in memory, without a copy of it."""
+    others = tuple(i for i in range(part.ndim) if i != axis % part.ndim)
+    result: Array = np.maximum(part.max(others), -part.min(others))
+    return result
 
 
 def whole(unit: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The writer and the verifier take the same route: what is on disk must be what it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,13 +82,10 @@ class Route:
         divisor = (before[layer] if before else 1.0) / (after[layer] if after else 1.0)
         return Made({n: unscaled(n, array, divisor) for n, array in unit.items()})
 
-    def run(
-        self, read: Callable[[str], Array] | None = None
-    ) -> Iterator[tuple[list[Slot], Tensors, Made]]:
+    def run(self) -> Iterator[tuple[list[Slot], Tensors, Made]]:
         """Unit by unit, in forward order: its slots, its source tensors, what became of them."""
-        read = read or self.source.tensor
         for slots in groups(self.source.slots, whole=self.whole_units):
-            unit = {slot.local: read(slot.key) for slot in slots}
+            unit = {slot.local: self.source.tensor(slot.key) for slot in slots}
             yield slots, unit, self.make(unit, slots[0].layer)
             del unit  # before the next is read
 

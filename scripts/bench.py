@@ -207,9 +207,6 @@ def table(size: str, medians: dict[str, Run], listed: list[Job]) -> Table:
     )
     base = medians["cp and sync"]
     for job in listed:
-        if job.name not in medians:
-            result.add_row(job.name, "does not fit", "", "", "", "", "")
-            continue
         mine, ours = medians[job.name], medians.get(job.beside or "")
         ratios = (
             (f"{mine.seconds / ours.seconds:.1f}", f"{mine.peak / ours.peak:.1f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
 from converter.convert import hf_to_tl, tl_to_hf
+from converter.errors import CorruptFile
 from converter.layout import Layout
 from converter.pipeline import convert
 from converter.request import Checking, Writing
@@ -168,3 +170,39 @@ def test_a_model_of_nothing_but_nan_is_verified_by_its_weights(
         open_checkpoint(tmp_path / "hf"), open_checkpoint(tmp_path / "tl"), checks=["function"]
     )
     assert not alone.passed
+
+
+@pytest.mark.parametrize("dtype", [None, "float64"])
+@pytest.mark.parametrize("process", ["none", "default"])
+@pytest.mark.parametrize("layout", ["hooked", "bridge"])
+def test_recorded_digests_are_of_the_bytes(
+    layout: Layout, process: str, dtype: str | None, tmp_path: Path
+) -> None:
+    """Of tensors that are moved, cast and computed alike."""
+
+    def digests(directory: Path) -> dict[str, str]:
+        tensors = load_file(directory / "model.safetensors")
+        return {
+            name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tensors.items()
+        }
+
+    write_hf(tmp_path / "hf", Recipe(finite=True))
+    hf_to_tl(
+        tmp_path / "hf", tmp_path / "tl", layout=layout, process=process, dtype=dtype, check=False
+    )
+    kept = json.loads((tmp_path / "tl/neoconvert.json").read_text())
+    for side, directory in (("source", tmp_path / "hf"), ("output", tmp_path / "tl")):
+        true = digests(directory)
+        recorded = {name: each["sha256"] for name, each in kept[side]["tensors"].items()}
+        assert recorded == {name: true[name] for name in recorded}
+        assert len(recorded) > 25
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", Recipe())
+    source, file = open_checkpoint(tmp_path / "hf"), tmp_path / "hf/model.safetensors"
+    with open(file, "r+b") as cut:
+        cut.truncate(file.stat().st_size - 1)
+    with pytest.raises(CorruptFile, match="ended inside") as caught:
+        [source.tensor(key) for key in source.stored]
+    assert caught.value.where == str(file)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.piecewise import along, deferred, largest, wide, with_rows
+from converter.piecewise import along, deferred, extent, largest, wide, with_rows
 from converter.processing.portable import halved, mean, total
 from converter.processing.step import (
     FLOAT32,
@@ -87,16 +87,13 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
 
 def _sums(w: Array, bias: Array, gain: Array) -> tuple[Array, Array, Array]:
     """βᵀW, gᵀW, and max |W| for each channel d, reading W once."""
-    others = tuple(i for i in range(w.ndim) if i != w.ndim - 2)
     down = (-1, *[1] * (w.ndim - 1))
 
     def work(part: Array) -> tuple[Array, Array, Array]:
+        front = np.moveaxis(part, -2, 0)
         with np.errstate(all="ignore"):
-            rows = np.maximum(part.max(others), -part.min(others))
-            front = np.moveaxis(part, -2, 0)
-            return (
-                halved(front * bias.reshape(down)), halved(front * gain.reshape(down)), rows
-            )  # fmt: skip
+            by_bias, by_gain = (halved(front * v.reshape(down)) for v in (bias, gain))
+        return by_bias, by_gain, extent(part, -2)
 
     moved, means = (np.empty((*w.shape[:-2], w.shape[-1])) for _ in range(2))
     rows = np.zeros(gain.size)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from converter.processing import Rounding, State, Step, apply_all, detect
+from converter.checkpoint import open_checkpoint
+from converter.convert import hf_to_tl
+from converter.processing import DEFAULT, Rounding, State, Step, apply_all, detect
+from converter.routing import already_applied
+from tests.checkpoints import Recipe, write_hf
 from tests.processing.weights import (
     SUBSETS,
     Sizes,
@@ -63,3 +70,23 @@ def test_zero_weights_prove_nothing() -> None:
     states = detect(unit, Rounding.of("F32"))
     assert states.pop("fold_ln") is State.NOT_APPLIED  # a gain of zero is not folded
     assert set(states.values()) == {State.NOTHING_TO_DO}
+
+
+@pytest.mark.parametrize("raw", [0, 1, None])
+def test_a_step_counts_where_every_block_has_it(raw: int | None, tmp_path: Path) -> None:
+    """Not where one block, the first or the last, is as it was."""
+    write_hf(tmp_path / "hf", Recipe(attention=("global", "local"), finite=True))
+    for name in ("none", "default"):
+        hf_to_tl(
+            tmp_path / "hf", tmp_path / name, layout="hooked", process=name, ledger="none",
+            check=False,
+        )  # fmt: skip
+    file = tmp_path / "default/model.safetensors"
+    original, tensors = load_file(tmp_path / "none/model.safetensors"), load_file(file)
+    name = f"blocks.{raw}.attn.W_O"
+    if raw is not None:
+        tensors[name] = original[name]
+        save_file(tensors, file)
+    done = already_applied(open_checkpoint(tmp_path / "default"), DEFAULT)
+    assert ("center_writing_weights" in done) == (raw is None)
+    assert {"fold_ln", "center_unembed"} <= done

@@ -133,7 +133,9 @@ def test_compact_gives_the_basis_back(steps: tuple[Step, ...], carry: tuple[Step
                 assert restored[name].exact
                 assert same_bits(restored[name].array, array), name
             else:
-                error = distance(restored[name].array.astype(np.float64), array.astype(np.float64))
+                error = distance(
+                    np.asarray(restored[name].array, np.float64), array.astype(np.float64)
+                )
                 assert error < 4e-7, name
 
 
@@ -172,7 +174,7 @@ def test_edited_weights_keep_their_function(
         for name in names:
             stored[name] = stored[name] + 0.05 * rng.normal(size=stored[name].shape)
         restored = decode_unit(ledger, stored, edited=names)
-        plain.append(absorb({n: r.array.astype(np.float64) for n, r in restored.items()}, 100))
+        plain.append(absorb({n: np.asarray(r.array, np.float64) for n, r in restored.items()}, 100))
         missing = {n: np.ones_like(a) if n.endswith(".w") else 0 * a for n, a in unit.items()}
         edited_units.append({**missing, **stored})
     assert np.abs(forward(plain, TOKENS) - forward(edited_units, TOKENS)).max() < 1e-10
@@ -229,7 +231,7 @@ def test_an_edit_out_of_its_gains_reach_keeps_its_function(gain: float, channels
         for name, tensor in restored.items():
             if tensor.exact:
                 assert same_bits(tensor.array, original[name]), name
-        back.append(absorb({n: r.array.astype(np.float64) for n, r in restored.items()}, 100))
+        back.append(absorb({n: np.asarray(r.array, np.float64) for n, r in restored.items()}, 100))
         missing = {n: np.ones_like(a) if n.endswith(".w") else 0 * a for n, a in unit.items()}
         edited_units.append({**missing, **stored})
     assert (back[1]["ln1.w"][:channels] == 1).all()
@@ -254,7 +256,7 @@ def test_an_edit_in_the_lost_directions_of_a_head_keeps_its_function(lost: str, 
     for name in chosen:
         stored[name] = stored[name] + 0.3 * rng.normal(size=stored[name].shape)
     restored = decode_unit(ledger, stored, edited=chosen)
-    back = {n: r.array.astype(np.float64) for n, r in restored.items()}
+    back = {n: np.asarray(r.array, np.float64) for n, r in restored.items()}
     missing = {n: np.ones_like(a) if n.endswith(".w") else 0 * a for n, a in unit.items()}
     around = model(18)
     results = [

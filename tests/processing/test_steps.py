@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 from converter.errors import BadInput, UsageError
 from converter.processing import DEFAULT, STEPS, Step, apply_all, parse, undo_all
+from converter.processing.fold_ln import FoldLn
 from converter.processing.step import Array
 from converter.processing.steps import BY_NAME
 from tests.processing.weights import (
     SIZES,
     SUBSETS,
     TOKENS,
+    Sizes,
     block,
     distance,
     embed,
@@ -225,3 +227,22 @@ def test_parse_refuses_and_helps(spec: str, hint: str) -> None:
         parse(spec)
     assert hint in caught.value.do
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rows_that_are_kept_are_those_that_cannot_be_undone(seed: int) -> None:
+    """Gains over many decades, beside means so large that each channel must be looked at."""
+    rng = np.random.default_rng(seed)
+    sizes = Sizes(d=150, n=5, f=11)
+    unit = block(rng, sizes)
+    unit["ln2.w"] = rng.choice([-1, 1], sizes.d) * 10.0 ** rng.uniform(-4, 2, sizes.d)
+    unit["ln2.w"][7] = 0
+    unit["mlp.W_in"] += rng.choice([0, 3], sizes.d)[:, None]
+    w, gain = unit["mlp.W_in"], np.abs(unit["ln2.w"])
+    processed, record = FoldLn().apply(unit)
+    rows = np.abs(w).max(1)
+    bound = 8 * gain * np.maximum(rows, rows.mean() / 8)
+    lost = (np.abs(np.asarray(processed["mlp.W_in"])).max(1) > bound) | (gain == 0)
+    assert 2 < lost.sum() < sizes.d - 2
+    assert record["mlp.W_in.rows"].tolist() == np.flatnonzero(lost).tolist()
+    assert np.array_equal(record["mlp.W_in.kept"], w[lost])
