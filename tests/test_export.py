@@ -64,6 +64,16 @@ def test_beside_its_own_weights(here: Path) -> None:
     assert {"cache, step by step", "cache and padding", "window + 1"} <= names
 
 
+def test_the_graph_has_its_own_name_in_all_that_is_said(here: Path) -> None:
+    """And not the one that its file has until it is verified."""
+    document = as_json("export-onnx", here)
+    (evidence,) = document["verification"]["program"]
+    assert evidence["subject"].startswith("model.onnx (")
+    assert ".new" not in json.dumps(document)
+    again = run("export-onnx", here, "--overwrite")
+    assert ".new" not in again.output
+
+
 def test_a_graph_that_is_there_is_kept(here: Path) -> None:
     (here / "model.onnx").write_bytes(b"mine")
     result = run("export-onnx", here)

@@ -64,6 +64,13 @@ class Checkpoint:
         )
 
     @property
+    def graph_file(self) -> str:
+        """The name of the graph's file for people: while it is being added it has another."""
+        assert self.graph is not None
+        given = Path(self.source.given)
+        return given.name if given.suffix == ".onnx" else self.graph.name
+
+    @property
     def directory(self) -> Path:
         return self.source.directory
 

@@ -166,7 +166,7 @@ def _program(
         source = Expected(route, {key: artifact.code(key) for key in artifact.slots})
     moved = not route.whole_units and not route.rescales
     known = itself or (same_weights and (moved or standard.reference is not true))
-    name = runtime.what if artifact.graph is None else f"{artifact.graph.name} ({runtime.what})"
+    name = runtime.what if artifact.graph is None else f"{artifact.graph_file} ({runtime.what})"
     return examine_program(
         runtime, source, true.probes, standard.floors, name,
         exact=standard.reference if known else None, seed=seed,

@@ -73,9 +73,8 @@ def left_out(graph: Checkpoint, probes: Sequence[Probe]) -> list[str]:
     for probe in probes:
         if (name := lacks(graph, probe)) is not None:
             missing.setdefault(name, []).append(probe.name)
-    assert graph.graph is not None
     return [
-        f"{graph.graph.name} has no input {name}; left out: {', '.join(names)}."
+        f"{graph.graph_file} has no input {name}; left out: {', '.join(names)}."
         for name, names in missing.items()
     ]
 

@@ -84,5 +84,5 @@ def graph_name(graph: Checkpoint, artifact: Checkpoint) -> str:
     """A graph's file, as seen from the artifact's directory."""
     assert graph.graph is not None
     if not artifact.source.is_directory:
-        return graph.graph.name
+        return graph.graph_file
     return graph.graph.relative_to(artifact.source.path).as_posix()

@@ -177,7 +177,7 @@ def _with_weights(
     for one in known:
         if one.graph and not one.complete and one.source.provenance is None:
             remarks.append(
-                f"{one.graph.name}: another exporter's graph, whose weights have no names that"
+                f"{one.graph_file}: another exporter's graph, whose weights have no names that"
                 " could be compared. Its function was."
             )
         else:
@@ -275,7 +275,7 @@ def _unknown_nodes(graph: Checkpoint) -> list[str]:
     file = reader_of(graph).file
     producer = file.producer or "an unknown program"
     return [
-        f"{file.path.name} says that {producer} wrote it, so its nodes were not compared; what it"
+        f"{graph.graph_file} says that {producer} wrote it, so its nodes were not compared; what it"
         " computes is judged by its function alone."
     ]
 
@@ -351,7 +351,7 @@ def _how_to_state_limits(artifact: Checkpoint) -> list[str]:
     count = reader_of(artifact).file.quantised
     what = f"is quantised ({count} nodes), and" if count else "may be lossy on purpose: if so,"
     return [
-        f"{artifact.graph.name} {what} float32's noise is no measure for it. State limits that it"
+        f"{artifact.graph_file} {what} float32's noise is no measure for it. State limits that it"
         f" must keep, such as {STATE_IT}."
     ]
 
