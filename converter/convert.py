@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.replaceable import check_output
-from converter.choices import one_of
-from converter.errors import BadInput, UsageError
+from converter.errors import UsageError
 from converter.exporting import Addition, Graph, add_graph
 from converter.layout import Layout
 from converter.opening import Given, opened
 from converter.pipeline import Conversion, convert
-from converter.processing import parse
 from converter.progress import Progress
-from converter.request import Checking, LedgerKind, Runtime, Writing
-from converter.routing import REVERSES, Reverse, has_ledger, plain, processing, reversing
+from converter.request import Checking, LedgerKind, Request, Runtime, Writing
+from converter.routing import Reverse
 from converter.verification.probes import Effort
 
 if TYPE_CHECKING:
@@ -67,14 +65,14 @@ def hf_to_tl(
         OutputExists, SamePlace: OUTPUT may not be replaced.
         VerificationFailed: the files do not reproduce the source; nothing was published.
     """
-    one_of(layout, ("hooked", "bridge"), "--layout")
-    steps = parse(process)
-    writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
-    checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source, adapter)
-    _require_hf(source, "Use neoconvert tl-to-hf to bring it to Hugging Face's layout.")
-    check_output(Path(output), source.source.place, overwrite=overwrite)
-    return convert(processing(source, steps, layout), Path(output), layout, writing, checking)
+    request = Request(
+        "hf-to-tl",
+        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run),
+        Checking(check, device, runtime, effort, layers, progress),
+        layout=layout,
+        process=process,
+    )
+    return _converted(request, opened(source, adapter), Path(output))
 
 
 def bake(
@@ -102,24 +100,13 @@ def bake(
     The biases that folding makes, which GPT-Neo has no tensors for, are carried by the null
     direction of the LayerNorms (`converter.processing.carry`). Arguments: see `hf_to_tl`.
     """
-    steps = parse(process)
-    writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
-    checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source, adapter)
-    _require_hf(
-        source, "Use neoconvert tl-to-hf --reverse functional, which bakes what TL processed."
+    request = Request(
+        "bake",
+        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run),
+        Checking(check, device, runtime, effort, layers, progress),
+        process=process,
     )
-    check_output(Path(output), source.source.place, overwrite=overwrite)
-    return convert(processing(source, steps, "hf"), Path(output), "hf", writing, checking)
-
-
-def _require_hf(source: Checkpoint, do: str) -> None:
-    if source.layout != "hf":
-        raise BadInput(
-            f"SOURCE is a TransformerLens checkpoint already (layout {source.layout}).",
-            where=str(source.source.path),
-            do=do,
-        )
+    return _converted(request, opened(source, adapter), Path(output))
 
 
 def tl_to_hf(
@@ -154,19 +141,13 @@ def tl_to_hf(
     Raises:
         BadInput: SOURCE is HF and has no ledger. CannotUndo: see `reverse`.
     """
-    one_of(reverse, REVERSES, "--reverse")
-    writing = Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run)
-    checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source, adapter)
-    if source.layout == "hf" and not has_ledger(source):
-        raise BadInput(
-            "SOURCE is in Hugging Face's layout already.",
-            where=str(source.source.path),
-            do="Use neoconvert hf-to-tl to bring it to TransformerLens's layout.",
-        )
-    check_output(Path(output), source.source.place, overwrite=overwrite)
-    route = reversing(source, reverse, recast=writing.code is not None)
-    return convert(route, Path(output), "hf", writing, checking)
+    request = Request(
+        "tl-to-hf",
+        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run),
+        Checking(check, device, runtime, effort, layers, progress),
+        reverse=reverse,
+    )
+    return _converted(request, opened(source, adapter), Path(output))
 
 
 def export_onnx(
@@ -195,23 +176,39 @@ def export_onnx(
     Raises:
         UsageError: `dtype` or `max_shard_size` without `output`.
     """
-    graph = graph or Graph()
-    writing = Writing(dtype, "none", max_shard_size, graph, keep_weights, overwrite, dry_run)
-    checking = Checking(check, device, runtime, effort, layers, progress)
-    source = opened(source, adapter)
-    if output is None:
-        if source.merged:
-            raise UsageError(
-                "The weights that are there are not merged ones, so the graph cannot share them.",
-                where="--adapter",
-                do="Name an OUTPUT directory.",
-            )
-        if writing.code or max_shard_size != "5GB":
-            raise UsageError(
-                "The weights stay as they are where no OUTPUT is named.",
-                where="--dtype or --max-shard-size",
-                do="Name an OUTPUT directory.",
-            )
-        return add_graph(source, graph, checking, overwrite=overwrite, dry_run=dry_run)
-    check_output(Path(output), source.source.place, overwrite=overwrite)
-    return convert(plain(source), Path(output), source.layout, writing, checking)
+    request = Request(
+        "export-onnx",
+        Writing(dtype, "none", max_shard_size, graph or Graph(), keep_weights, overwrite, dry_run),
+        Checking(check, device, runtime, effort, layers, progress),
+    )
+    return run(request, opened(source, adapter), None if output is None else Path(output))
+
+
+def run(request: Request, source: Checkpoint, output: Path | None) -> Conversion | Addition:
+    """Do what is requested. Raises: see the functions above."""
+    writing = request.writing
+    if output is not None:
+        return _converted(request, source, output)
+    assert writing.graph is not None, request.command
+    if source.merged:
+        raise UsageError(
+            "The weights that are there are not merged ones, so the graph cannot share them.",
+            where="--adapter",
+            do="Name an OUTPUT directory.",
+        )
+    if writing.code or writing.max_shard_size != "5GB":
+        raise UsageError(
+            "The weights stay as they are where no OUTPUT is named.",
+            where="--dtype or --max-shard-size",
+            do="Name an OUTPUT directory.",
+        )
+    return add_graph(
+        source, writing.graph, request.checking,
+        overwrite=writing.overwrite, dry_run=writing.dry_run,
+    )  # fmt: skip
+
+
+def _converted(request: Request, source: Checkpoint, output: Path) -> Conversion:
+    check_output(output, source.source.place, overwrite=request.writing.overwrite)
+    layout = request.target(source)
+    return convert(request.route(source), output, layout, request.writing, request.checking)

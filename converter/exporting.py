@@ -68,6 +68,15 @@ class Graph:
             weights or ("external" if client else "shared"), with_past, tuple(hooks), client
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """What provenance keeps, as the command line has it."""
+        return {
+            "weights": self.weights,
+            "past": self.with_past,
+            "hooks": list(self.hooks),
+            "for": self.client,
+        }
+
     @property
     def config(self) -> dict[str, Any]:
         """What config.json says for the graph's clients."""

@@ -16,7 +16,7 @@ from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout
 from converter.request import Checking, Writing
-from converter.route import Processing, Route
+from converter.route import Route
 from converter.streaming import stream
 from converter.verification import Verification
 from converter.verification.loading import opens_by
@@ -107,8 +107,9 @@ def convert(
     if writing.dry_run:
         return Conversion(route, output, plan, False, None, None, writing.graph_alone)
     checking.require_device()
-    keeps = isinstance(route, Processing) and route.pipeline and not writing.graph_alone
-    book = LedgerWriter(writing.ledger) if keeps and writing.ledger != "none" else None
+    book = None
+    if writing.keeps_ledger(route) and writing.ledger != "none":
+        book = LedgerWriter(writing.ledger)
     with staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged:
         stage = staged.path
         sha256 = stream(route, plan, Writer(stage, plan), book, checking.say)
@@ -138,6 +139,7 @@ def convert(
             plan,
             source_sha256=sha256.read,
             output_sha256=sha256.written,
+            options=writing.to_json(ledger=book is not None) | {"check": checking.to_json()},
             verification=verification.kept() if verification else None,
         )
         source.source.require_unchanged()

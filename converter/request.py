@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.plan import split_by_size
 from converter.choices import flags, of_kind, one_of
 from converter.dtypes import NAMES, code_named
+from converter.errors import BadInput
+from converter.layout import Layout
+from converter.processing import parse
 from converter.processing.unit_ledger import Kind
 from converter.progress import Progress, silent
-from converter.route import Route
+from converter.route import Processing, Route
+from converter.routing import REVERSES, Reverse, has_ledger, plain, processing, reversing
 from converter.verification import Verification, verify
 from converter.verification.loading import resolve_device
 from converter.verification.probes import EFFORTS, Effort
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
     from converter.exporting import Graph
 
+Command = Literal["hf-to-tl", "tl-to-hf", "bake", "export-onnx"]
 LedgerKind = Literal[Kind, "none"]
 Runtime = Literal["torch", "onnxruntime"]
 KEEP = "keep"
@@ -61,6 +67,7 @@ class Writing:
         code_asked(self.dtype)
         one_of(self.ledger, ("compact", "exact", "none"), "--ledger")
         of_kind(self.max_shard_size, (str, int), "--max-shard-size", "Write it as 5GB or 100000.")
+        split_by_size({}, self.max_shard_size)
         if self.graph is not None:
             of_kind(self.graph, Graph, "graph", "Give a converter.Graph, or nothing.")
         flags(
@@ -75,6 +82,25 @@ class Writing:
     def code(self) -> str | None:
         """The safetensors code to store in; None: each tensor keeps its own."""
         return code_asked(self.dtype)
+
+    def to_json(self, *, ledger: bool) -> dict[str, Any]:
+        """What provenance keeps, as the command line has it. `ledger`: whether there is one."""
+        formats = [] if self.graph_alone else ["safetensors"]
+        return {
+            "dtype": NAMES[self.code] if self.code else KEEP,
+            "max_shard_size": str(self.max_shard_size),
+            "ledger": self.ledger if ledger else "none",
+            "formats": [*formats, *(["onnx"] if self.graph else [])],
+            "graph": self.graph.to_json() if self.graph else None,
+        }
+
+    def keeps_ledger(self, route: Route) -> bool:
+        return (
+            self.ledger != "none"
+            and not self.graph_alone
+            and isinstance(route, Processing)
+            and bool(route.pipeline)
+        )
 
     @property
     def graph_alone(self) -> bool:
@@ -109,6 +135,10 @@ class Checking:
     def say(self) -> Progress:
         return self.progress or silent
 
+    def to_json(self) -> dict[str, Any] | None:
+        """What provenance keeps: how much is proved. None: nothing is."""
+        return {"runtime": self.runtime, "effort": self.effort} if self.check else None
+
     def require_device(self) -> None:
         """
         Raises:
@@ -127,3 +157,60 @@ class Checking:
             original, artifact, route=route, device=str(self.device), runtime=self.runtime,
             effort=self.effort, layers=self.layers, progress=self.progress,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """A converting command with its options; all but SOURCE and OUTPUT.
+
+    Raises:
+        UsageError: no such step, layout or other value.
+    """
+
+    command: Command
+    writing: Writing
+    checking: Checking
+    layout: Layout = "hooked"
+    """Of hf-to-tl."""
+    process: str = "none"
+    """Of hf-to-tl and bake."""
+    reverse: Reverse = "auto"
+    """Of tl-to-hf."""
+
+    def __post_init__(self) -> None:
+        one_of(self.layout, ("hooked", "bridge"), "--layout")
+        one_of(self.reverse, REVERSES, "--reverse")
+        parse(self.process)
+
+    def target(self, source: Checkpoint) -> Layout:
+        """The layout of OUTPUT."""
+        if self.command == "export-onnx":
+            return source.layout
+        return self.layout if self.command == "hf-to-tl" else "hf"
+
+    def route(self, source: Checkpoint) -> Route:
+        """How it is done for this source.
+
+        Raises:
+            BadInput: SOURCE is of a layout that the command does not take, or not sound.
+            CannotUndo: see `reversing`.
+        """
+        if self.command == "export-onnx":
+            return plain(source)
+        if self.command == "tl-to-hf":
+            if source.layout == "hf" and not has_ledger(source):
+                raise BadInput(
+                    "SOURCE is in Hugging Face's layout already.",
+                    where=str(source.source.path),
+                    do="Use neoconvert hf-to-tl to bring it to TransformerLens's layout.",
+                )
+            return reversing(source, self.reverse, recast=self.writing.code is not None)
+        if source.layout != "hf":
+            raise BadInput(
+                f"SOURCE is a TransformerLens checkpoint already (layout {source.layout}).",
+                where=str(source.source.path),
+                do="Use neoconvert tl-to-hf to bring it to Hugging Face's layout."
+                if self.command == "hf-to-tl"
+                else "Use neoconvert tl-to-hf --reverse functional, which bakes what TL processed.",
+            )
+        return processing(source, parse(self.process), self.target(source))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,3 +236,32 @@ def test_what_was_filled_in_is_said_and_kept(tmp_path: Path) -> None:
     assert hf_to_tl(source, tmp_path / "tl", check=False).to_json()["notes"] == [note]
     assert json.loads((tmp_path / "tl/neoconvert.json").read_text())["notes"] == [note]
     assert open_checkpoint(tmp_path / "tl").notes == ()
+
+
+def test_every_byte_of_a_source_is_in_the_record(tmp_path: Path) -> None:
+    """Buffers that are left out, the header, config and tokenizer: one bit more, another record."""
+    write_hf(tmp_path / "hf", Recipe(buffers=True, d_vocab=2, attention=("local",)))
+    (tmp_path / "hf/tokenizer.json").write_text("{}")
+
+    def record(name: str) -> tuple[Any, Any]:
+        hf_to_tl(tmp_path / "hf", tmp_path / name, check=False)
+        document = json.loads((tmp_path / name / "neoconvert.json").read_text())
+        assert document["options"]["check"] is None
+        source = document["source"]
+        return source["tensors"], source["files"]
+
+    before = record("before")
+    assert set(before[1]) == {"config.json", "model.safetensors", "tokenizer.json"}
+    weights = tmp_path / "hf/model.safetensors"
+    data = weights.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    places = {header + i for i in range(0, len(data) - header, 131)} | {len(data) - 1}
+    for place in (*sorted(places), data.index(b'"pt"') + 1):
+        weights.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert record(f"at {place}") != before
+    weights.write_bytes(data)
+    assert record("again") == before
+    for name in ("config.json", "tokenizer.json"):
+        with open(tmp_path / "hf" / name, "a") as file:
+            file.write("\n")
+        assert record(f"after {name}") != before

@@ -102,12 +102,34 @@ def make_plan(
         and not (tied and key == HEAD)
     }
     codes = {key: dtype or route.code(key) for key in wanted}
+    split = split_by_size(
+        {key: nbytes(slot.shape, codes[key]) for key, slot in wanted.items()}, max_shard_size
+    )
+    shard_of = {key: file for file, keys in split.items() for key in keys}
+    tensors = tuple(
+        Planned(slot, str(slot.name), codes[key], slot.shape, _origin(source, key), shard_of[key])
+        for key, slot in wanted.items()
+    )
+    dropped = dict(source.dropped)
+    for key in slots:
+        if key not in wanted and key in source.stored:
+            dropped[source.stored[key].name] = _reason(route, key, layout)
+    shards = tuple(sorted(split))
+    return Plan(layout, config, tied, tensors, shards, dropped, route.steps)
+
+
+def split_by_size(sizes: dict[str, int], max_shard_size: str | int) -> dict[str, list[str]]:
+    """Names of shards -> names of tensors, of which `sizes` gives the bytes.
+
+    Raises:
+        UsageError: max_shard_size is no size.
+    """
     limit = int(max_shard_size) if str(max_shard_size).isdecimal() else max_shard_size
     try:
         if str(max_shard_size).startswith("-") or not set(str(max_shard_size)) & set("123456789"):
             raise ValueError("a size is more than zero")
         split = split_state_dict_into_shards_factory(
-            {key: nbytes(slot.shape, codes[key]) for key, slot in wanted.items()},
+            sizes,
             get_storage_size=lambda size: size,
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=limit,
@@ -118,17 +140,7 @@ def make_plan(
             where="--max-shard-size",
             do="Write it as 5GB, 500MB or 100000.",
         ) from error
-    shard_of = {key: file for file, keys in split.filename_to_tensors.items() for key in keys}
-    tensors = tuple(
-        Planned(slot, str(slot.name), codes[key], slot.shape, _origin(source, key), shard_of[key])
-        for key, slot in wanted.items()
-    )
-    dropped = dict(source.dropped)
-    for key in slots:
-        if key not in wanted and key in source.stored:
-            dropped[source.stored[key].name] = _reason(route, key, layout)
-    shards = tuple(sorted(split.filename_to_tensors))
-    return Plan(layout, config, tied, tensors, shards, dropped, route.steps)
+    return dict(split.filename_to_tensors)
 
 
 def _reason(route: Route, key: str, layout: Layout) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.plan import Plan
+from converter.checkpoint.reader import SafetensorsReader
 from converter.checkpoint.record import UNSEALED, listing, sealed
+from converter.checkpoint.record import sha256_of as file_sha256
 from converter.checkpoint.source import PROVENANCE
 from converter.dtypes import NAMES
 from converter.dtypes import sha256 as sha256_of
@@ -42,6 +44,29 @@ def digest(sha256: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def source_files(source: Checkpoint) -> dict[str, dict[str, str | int]]:
+    """A record of what was read of a source beside the tensors whose digests are kept: together they
+    cover every byte of its files.
+
+    `rest_sha256`: of a safetensors file's header, and of the tensors in it that are left out. Weight
+    files of another format are recorded whole, and so are those that an adapter is merged into.
+    """
+    files = source.source if source.merged is None else source.merged.base.source
+    if files.live:
+        return {}
+    kept = {stored.name for stored in source.stored.values()}
+    readers = {r.path: r for r in files.readers if isinstance(r, SafetensorsReader)}
+    record: dict[str, dict[str, str | int]] = {}
+    for path in sorted(files.opened):
+        here = path.parent == files.directory
+        entry = record[path.name if here else f"../{path.name}"] = {"bytes": path.stat().st_size}
+        if path in readers and not source.merged:
+            entry["rest_sha256"] = readers[path].rest_sha256(but=kept)
+        else:
+            entry["sha256"] = file_sha256(path)
+    return record
+
+
 def describes(checkpoint: Checkpoint) -> bool:
     """Whether neoconvert.json is of the weights that lie beside it, and not of what was there
     before they were trained or processed in place: most of its digests are theirs.
@@ -69,9 +94,14 @@ def write(
     *,
     source_sha256: dict[str, str],
     output_sha256: dict[str, str],
+    options: dict[str, Any],
     verification: dict[str, Any] | None,
 ) -> None:
-    """Write the provenance of an artifact beside it. Same input, same bytes: no date."""
+    """Write the provenance of an artifact beside it. Same input, same bytes: no date.
+
+    Args:
+        options: how the result is stored (`Writing.to_json`) and proved (`Checking.to_json`).
+    """
     source = route.source
     kept = {
         "config": source.original_hf_config,
@@ -94,6 +124,7 @@ def write(
                 for stored in source.stored.values()
                 if stored.name in source_sha256
             },
+            "files": source_files(source),
             **({"adapter": source.merged.adapter.to_json()} if source.merged else {}),
         },
         "output": {
@@ -116,6 +147,7 @@ def write(
         "dropped": plan.dropped,
         "invented": list(plan.invented),
         "tied": route.tied,
+        "options": options,
         "kept": {name: value for name, value in kept.items() if value is not None},
         "verification": verification,
         "files": listing(directory, weights=plan.shards),

@@ -7,10 +7,11 @@ stay within one unit.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -104,6 +105,19 @@ class SafetensorsReader(Reader):
 
     def read(self, name: str) -> np.ndarray:
         return read_at(self.tensors[name], self.places[name][0])
+
+    def rest_sha256(self, but: Collection[str]) -> str:
+        """One SHA-256 of the file's header and of its tensors but these."""
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            header = 8 + int.from_bytes(file.read(8), "little")
+            left = (place for name, place in self.places.items() if name not in but)
+            for start, size in [(0, header), *left]:
+                file.seek(start)
+                while size > 0 and (chunk := file.read(min(size, 2**22))):
+                    digest.update(chunk)
+                    size -= len(chunk)
+        return digest.hexdigest()
 
 
 def read_at(stored: Stored, offset: int) -> np.ndarray:

@@ -57,6 +57,12 @@ def bears_seal(path: Path) -> bool:
         return False
 
 
+def sha256_of(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return str(_sha256_of(file, 0, os.fstat(file.fileno()).st_size).hexdigest())
+
+
 def listing(directory: Path, *, weights: Collection[str]) -> dict[str, dict[str, Any]]:
     """The record of a directory's files, by path: their bytes and SHA-256.
 

@@ -130,6 +130,7 @@ def find(
     files = weight_files(path)
     beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
     opened = {*files.weights, *(directory / name for name in (*beside, *TOKENIZER_FILES))}
+    opened |= {cfg} if cfg else set()
     before = {p: now for p in sorted(opened) if (now := signature(p))}
     if path.is_dir():
         refuse_pointers([path / name for name in TOKENIZER_FILES if (path / name).is_file()])
