@@ -200,7 +200,9 @@ def verify(
     model.onnx is checked in both runtimes; of several graphs, each.
     --revision, --cfg and --adapter are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
     """
+    from converter.inspection import changed_files
     from converter.verification import verify as run
+    from converter.wording import departures
 
     require_report(report)
     first = opened(
@@ -215,9 +217,12 @@ def verify(
     with display.progress() as progress:
         result = run(first, second, progress=progress, layers=report is not None, **options)
     display.verification(result)
-    document = result.to_json()
-    for checkpoint in (first, second):
+    document = result.to_json() | {"changed_files": {}}
+    for name, checkpoint in (("original", first), ("artifact", second)):
         checkpoint.source.require_unchanged()
+        document["changed_files"][name] = changed = changed_files(checkpoint)
+        for line in departures(changed):
+            display.warn(f"{checkpoint.source.path}: {line}")
     written = report_to(report, document, artifact, display)
     return document, 1 if not result.passed else 0 if written else 3
 

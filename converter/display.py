@@ -15,6 +15,7 @@ from converter.output import LONGEST, inert, shown
 from converter.progress import Progress
 from converter.wording import (
     by_block,
+    departures,
     few,
     files,
     graph_line,
@@ -281,6 +282,7 @@ class Display:
             ("left out", shown(left_out(checkpoint.dropped)) or "none"),
             ("tokenizer", ", ".join(facts["tokenizer_files"]) or "none"),
             ("provenance", shown(origin(facts["provenance"]))),
+            *(("[yellow]not as written[/]", shown(line)) for line in departures(facts["changed_files"])),
             *(("note", shown(note)) for note in checkpoint.notes),
         ]  # fmt: skip
         if graph := facts["onnx"]:

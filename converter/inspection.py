@@ -7,14 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.record import changes
 from converter.dtypes import NAMES
 from converter.opening import Given, graphs_in, open_artifact
 from converter.routing import recorded_steps
+
+_READ = 2**26
+"""Bytes of a file that is hashed: tokenizers and graphs; of larger ones only the size is compared."""
 
 
 def inspect(given: Given) -> Inspection:
     """What a checkpoint, an ONNX file or a live model is. Raises: see `open_artifact`."""
     return Inspection(open_artifact(given))
+
+
+def changed_files(checkpoint: Checkpoint, *, largest: float = math.inf) -> dict[str, str]:
+    """Files of its directory that are not what neoconvert.json beside them records: by name,
+    "changed" or "missing". `largest`: see `record.changes`."""
+    source = checkpoint.source
+    if not source.is_directory:
+        return {}
+    found = changes(source.path, largest=largest)
+    if source.revision:  # of a hub's repository, not every file is fetched
+        found = {name: what for name, what in found.items() if what != "missing"}
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ class Inspection:
             ],
             "tokenizer_files": [path.name for path in self.checkpoint.source.tokenizer_files()],
             "provenance": self.checkpoint.source.provenance,
+            "changed_files": changed_files(self.checkpoint, largest=_READ),
             "onnx": self._onnx(),
         }
 

@@ -112,7 +112,8 @@ def convert(
         book = LedgerWriter(writing.ledger)
     with staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged:
         stage = staged.path
-        sha256 = stream(route, plan, Writer(stage, plan), book, checking.say)
+        writer = Writer(stage, plan)
+        sha256 = stream(route, plan, writer, book, checking.say)
         said = graph.config if graph else None
         sidecar.write(route, plan, stage, recast=code is not None, graph=said)
         if book:
@@ -139,6 +140,7 @@ def convert(
             plan,
             source_sha256=sha256.read,
             output_sha256=sha256.written,
+            file_sha256=writer.files,
             options=writing.to_json(ledger=book is not None) | {"check": checking.to_json()},
             verification=verification.kept() if verification else None,
         )

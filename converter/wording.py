@@ -97,6 +97,15 @@ def runs(layers: Sequence[int]) -> str:
     return ",".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
+def departures(changed_files: dict[str, str]) -> Iterator[str]:
+    """What is no longer as neoconvert.json recorded it."""
+    for name, what in changed_files.items():
+        if what == "missing":
+            yield f"{name}, which neoconvert.json lists, is not there"
+        else:
+            yield f"{name} was changed since neoconvert wrote it"
+
+
 def origin(provenance: dict[str, object] | None) -> str:
     source = (provenance or {}).get("source")
     if not isinstance(source, dict):

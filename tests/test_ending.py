@@ -149,7 +149,9 @@ def test_a_name_that_is_not_utf8(hf: Path) -> None:
     os.rename(hf, source)
     done = process("hf-to-tl", source, output, "--no-verify")
     assert (done.returncode, done.stderr) == (0, b"")
-    assert json.loads((Path(output) / "neoconvert.json").read_bytes())["source"]["given"] == source
+    assert (
+        json.loads((Path(output) / "neoconvert.json").read_bytes())["source"]["given"] == "s\udcff"
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -12,7 +12,9 @@ import numpy as np
 from converter.adapter.settings import Settings, settings_of
 from converter.checkpoint.files import read_json
 from converter.checkpoint.pickles import PickleReader
+from converter.checkpoint.provenance import placeless
 from converter.checkpoint.reader import Reader, SafetensorsReader
+from converter.checkpoint.source import called
 from converter.dtypes import NAMES, cast, sha256
 from converter.errors import PickleRefused, SourceNotFound
 
@@ -39,10 +41,10 @@ class Adapter:
         return cast(self.reader.read(name), "F64")
 
     def to_json(self) -> dict[str, Any]:
-        """What provenance keeps: where it was, its config, its tensors and their digests."""
+        """What provenance keeps: its name, its config, its tensors and their digests."""
         return {
-            "given": self.given,
-            "config": self.settings.kept,
+            "given": called(self.given),
+            "config": placeless(self.settings.kept),
             "tensors": {
                 name: {
                     "dtype": NAMES[stored.code],

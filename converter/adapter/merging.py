@@ -12,7 +12,9 @@ from converter.adapter.changes import Change, LowRank
 from converter.adapter.files import Adapter, open_adapter
 from converter.adapter.matching import changes_of
 from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.provenance import placeless
 from converter.checkpoint.reader import Reader, Stored
+from converter.checkpoint.source import called
 from converter.errors import CorruptFile, NotRepresentable
 from converter.layout import Slot, expand
 from converter.processing import DEFAULT
@@ -121,11 +123,13 @@ def _notes(
     settings = adapter.settings
     kind = "DoRA" if settings.dora else "LoRA"
     found = [
-        f"adapter {adapter.given} ({kind}, rank {settings.rank}, alpha {settings.alpha:g}) changes"
+        f"adapter {called(adapter.given)} ({kind}, rank {settings.rank}, alpha {settings.alpha:g}) changes"
         f" {len(changes)} tensors; merged in float64"
     ]
     if settings.base and not _same_place(settings.base, base):
-        found.append(f"the adapter says that its base is {settings.base}; the shapes fit this one")
+        found.append(
+            f"the adapter says that its base is {placeless(settings.base)}; the shapes fit this one"
+        )
     if unties:
         found.append(
             "embedding and head are no longer one matrix, as in the model that was trained (peft's"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.plan import Plan
@@ -67,6 +67,20 @@ def source_files(source: Checkpoint) -> dict[str, dict[str, str | int]]:
     return record
 
 
+def placeless(value: Any) -> Any:
+    """Plain JSON with every absolute path shortened to its last part: a config may hold one of the
+    machine it was written on."""
+    if isinstance(value, dict):
+        return {name: placeless(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [placeless(item) for item in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if (path := kind(value)).is_absolute() and path.name:
+                return path.name
+    return value
+
+
 def describes(checkpoint: Checkpoint) -> bool:
     """Whether neoconvert.json is of the weights that lie beside it, and not of what was there
     before they were trained or processed in place: most of its digests are theirs.
@@ -94,12 +108,15 @@ def write(
     *,
     source_sha256: dict[str, str],
     output_sha256: dict[str, str],
+    file_sha256: Mapping[str, str],
     options: dict[str, Any],
     verification: dict[str, Any] | None,
 ) -> None:
-    """Write the provenance of an artifact beside it. Same input, same bytes: no date.
+    """Write the provenance of an artifact beside it. Same input, same bytes, anywhere: no date, and
+    no place of this machine.
 
     Args:
+        file_sha256: of files that were hashed as they were written, by name.
         options: how the result is stored (`Writing.to_json`) and proved (`Checking.to_json`).
     """
     source = route.source
@@ -112,7 +129,7 @@ def write(
         "schema_version": SCHEMA_VERSION,
         "versions": versions(),
         "source": {
-            "given": source.source.given,
+            "given": source.source.name,
             "revision": source.source.revision,
             "layout": source.layout,
             "tensors": {
@@ -148,9 +165,9 @@ def write(
         "invented": list(plan.invented),
         "tied": route.tied,
         "options": options,
-        "kept": {name: value for name, value in kept.items() if value is not None},
+        "kept": placeless({name: value for name, value in kept.items() if value is not None}),
         "verification": verification,
-        "files": listing(directory, weights=plan.shards),
+        "files": listing(directory, file_sha256),
         "seal": UNSEALED,
     }
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"

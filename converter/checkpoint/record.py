@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,25 +64,20 @@ def sha256_of(path: Path) -> str:
         return str(_sha256_of(file, 0, os.fstat(file.fileno()).st_size).hexdigest())
 
 
-def listing(directory: Path, *, weights: Collection[str]) -> dict[str, dict[str, Any]]:
+def listing(
+    directory: Path, known: Mapping[str, str] | None = None
+) -> dict[str, dict[str, str | int]]:
     """The record of a directory's files, by path: their bytes and SHA-256.
 
     Args:
-        weights: names of safetensors files whose tensors' digests are kept elsewhere. Of them only
-            the header is read, and its digest is recorded.
+        known: digests that were taken while files were written, by name: these are not read again.
     """
-    record: dict[str, dict[str, Any]] = {}
+    record: dict[str, dict[str, str | int]] = {}
     for path in sorted(directory.rglob("*")):
-        if not path.is_file():
-            continue
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if path.name in weights and path.parent == directory:
-                name, end = "header_sha256", 8 + int.from_bytes(file.read(8), "little")
-            else:
-                name, end = "sha256", size
-            digest = _sha256_of(file, 0, end).hexdigest()
-        record[path.relative_to(directory).as_posix()] = {"bytes": size, name: digest}
+        if path.is_file():
+            name = path.relative_to(directory).as_posix()
+            digest = (known or {}).get(name) or sha256_of(path)
+            record[name] = {"bytes": path.stat().st_size, "sha256": digest}
     return record
 
 
@@ -89,7 +85,7 @@ def rerecord(directory: Path) -> None:
     """Record a directory's files as they are now: what was done to them since is ours too."""
     path = directory / PROVENANCE
     document = read_json(path)
-    files = listing(directory, weights=())
+    files = listing(directory)
     files.pop(PROVENANCE)
     text = json.dumps(document | {"files": files, "seal": UNSEALED}, indent=1, ensure_ascii=False)
     path.write_bytes(sealed((text + "\n").encode("utf-8", "backslashreplace")))
@@ -115,7 +111,7 @@ class Survey:
 def survey(directory: Path, *, deep: bool) -> Survey:
     """Tell what is whose. `deep`: by digests; otherwise by names and sizes, which is quick."""
     found = Survey(identity(directory))
-    record, tensors = _recorded(directory / PROVENANCE)
+    record = _recorded(directory / PROVENANCE)
     made = {str(parent) for name in record for parent in PurePosixPath(name).parents}
 
     def walk(folder: Path, prefix: str) -> None:
@@ -128,7 +124,7 @@ def survey(directory: Path, *, deep: bool) -> Survey:
                 else:
                     found.foreign.append(f"{name}/")
             elif entry.is_file(follow_symlinks=False) and (now := signature(path)):
-                if not (_is(path, now, record.get(name), tensors, deep) or bears_seal(path)):
+                if not (_is(path, now, record.get(name), deep) or bears_seal(path)):
                     changed = name in record or name == PROVENANCE
                     found.foreign.append(f"{name} (changed since)" if changed else name)
                 else:
@@ -140,44 +136,47 @@ def survey(directory: Path, *, deep: bool) -> Survey:
     return found
 
 
-def _recorded(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """A neoconvert.json's files and tensors; nothing where it is not ours."""
+def changes(directory: Path, *, largest: float = math.inf) -> dict[str, str]:
+    """What is no longer as a directory's neoconvert.json recorded it: by file, "changed" or
+    "missing". Nothing where there is no such record.
+
+    Args:
+        largest: bytes of a file that is still read; of a larger one only the size is compared.
+    """
+    path = directory / PROVENANCE
+    if path.is_file() and not bears_seal(path):
+        return {PROVENANCE: "changed"}
+    found = {}
+    for name, entry in _recorded(path).items():
+        file = directory / name
+        inside = not {"..", ""} & set(name.split("/"))
+        now = signature(file) if inside and file.is_file() else None
+        if now is None:
+            found[name] = "missing"
+        elif not _is(file, now, entry, now.size <= largest):
+            found[name] = "changed"
+    return found
+
+
+def _recorded(path: Path) -> Mapping[str, Any]:
+    """The files that a neoconvert.json lists; none where it is not ours."""
     if not bears_seal(path):
-        return {}, {}
+        return {}
     try:
-        document = read_json(path)
+        files = read_json(path).get("files")
     except BadInput:
-        return {}, {}
-    files, tensors = document.get("files"), document.get("output", {}).get("tensors")
-    return files if isinstance(files, dict) else {}, tensors if isinstance(tensors, dict) else {}
+        return {}
+    return files if isinstance(files, dict) else {}
 
 
-def _is(path: Path, now: Signature, entry: Any, tensors: Mapping[str, Any], deep: bool) -> bool:
+def _is(path: Path, now: Signature, entry: Any, deep: bool) -> bool:
     """Whether a file is the recorded one."""
     if not isinstance(entry, dict) or entry.get("bytes") != now.size:
         return False
-    if not deep:
-        return True
     try:
-        with open(path, "rb") as file:
-            if "sha256" in entry:
-                return bool(_sha256_of(file, 0, now.size).hexdigest() == entry["sha256"])
-            start = 8 + int.from_bytes(file.read(8), "little")
-            if _sha256_of(file, 0, start).hexdigest() != entry.get("header_sha256"):
-                return False
-            file.seek(8)
-            header = json.loads(file.read(start - 8))
-            header.pop("__metadata__", None)
-            for name, tensor in header.items():
-                begin, end = tensor["data_offsets"]
-                if (
-                    _sha256_of(file, start + begin, end - begin).hexdigest()
-                    != tensors[name]["sha256"]
-                ):
-                    return False
-    except (OSError, ValueError, LookupError, TypeError):
+        return not deep or sha256_of(path) == entry.get("sha256")
+    except OSError:
         return False
-    return True
 
 
 def _sha256_of(file: Any, start: int, size: int) -> Any:

@@ -11,6 +11,7 @@ from converter.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from converter.checkpoint.files import Json
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
+from converter.checkpoint.source import called
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 
@@ -61,10 +62,8 @@ def generation_config(source: Checkpoint, config: dict[str, Any]) -> dict[str, A
 def cfg(route: Route, plan: Plan) -> dict[str, Any]:
     """TransformerLens's config. NotRepresentable where TL lacks the activation."""
     source = route.source
-    name = Path(source.source.given).resolve().name if source.source.place else ""
-    return to_tl(
-        plan.config, source.original_tl_config, dtype=_dtype(plan), model_name=name or "gpt-neo"
-    )
+    name = called(source.source.given) if source.source.place else "gpt-neo"
+    return to_tl(plan.config, source.original_tl_config, dtype=_dtype(plan), model_name=name)
 
 
 def _dtype(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,11 @@ class Source:
     tokenizer_is_own: bool = False
     """The user gave it, so it is written beside the weights. That of a HookedTransformer or a
     bridge is not: TransformerLens has made it prepend a token."""
+
+    @property
+    def name(self) -> str:
+        """What it is called wherever it lies: a hub id, or the last part of a local path."""
+        return self.given if self.revision or self.live else called(self.given)
 
     @property
     def place(self) -> Path | None:
@@ -186,6 +192,12 @@ def _from_hub(given: str, revision: str | None) -> tuple[Path, str]:
             do="Check the name; offline, fill the cache first (hf download) or give a local directory.",
         ) from error
     return found, found.name
+
+
+def called(given: str | Path) -> str:
+    """The last part of a local path, which says the same on every machine."""
+    full = os.path.abspath(Path(given).expanduser())
+    return os.path.basename(full) or full
 
 
 def provenance_of(path: Path) -> Json | None:

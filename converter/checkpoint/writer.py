@@ -3,6 +3,8 @@
 The safetensors library writes a file from tensors that are all in memory. Here each piece of a
 tensor goes to its place as soon as it is made, hashed and written while the next is made. What is written is
 what the library would accept; it reads every file back before it is published.
+
+A file has a digest too, taken on the way: tensors come in the order of the file, unless dtypes are mixed.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from converter.background import Background
 from converter.checkpoint.plan import Plan, Planned
+from converter.checkpoint.record import sha256_of
 from converter.checkpoint.standard import WEIGHTS
 from converter.dtypes import chunks
 
@@ -35,8 +38,13 @@ class Writer:
         self.directory, self.plan = directory, plan
         self.sha256: dict[str, str] = {}
         """Digest of each tensor's bytes as written, by name; complete when the context is left."""
+        self.files: dict[str, str] = {}
+        """That of each shard, by name; likewise."""
         self._started: set[str] = set()
-        self._background = Background()
+        self._background, self._beside = Background(), Background()
+        self._running: dict[str, Any] = {}
+        self._hashed: dict[str, int] = {}
+        """How far into each shard its running digest has come."""
         self._files: dict[str, BinaryIO] = {}
         self._offsets: dict[str, int] = {}
 
@@ -62,8 +70,10 @@ class Writer:
         start = 8 + len(text)
         file = open(self.directory / shard, "xb")  # noqa: SIM115 - closed in __exit__
         self._files[shard] = file
-        file.write(len(text).to_bytes(8, "little") + text)
+        head = len(text).to_bytes(8, "little") + text
+        file.write(head)
         file.flush()
+        self._running[shard], self._hashed[shard] = hashlib.sha256(head), start
         if hasattr(os, "posix_fallocate"):  # a full disk shows now, not after an hour
             os.posix_fallocate(file.fileno(), 0, start + offset)
         for tensor in tensors:
@@ -86,9 +96,16 @@ class Writer:
             self.sha256[tensor.name] = digest.hexdigest()
 
         self._started.add(tensor.name)
-        self._background.do(file.seek, self._offsets[tensor.name])
+        offset = self._offsets[tensor.name]
+        in_order = self._hashed[tensor.shard] == offset
+        if in_order:
+            self._hashed[tensor.shard] += tensor.nbytes
+        self._background.do(file.seek, offset)
         for chunk in chunks(array):
-            self._background.do(put, chunk.reshape(-1).view(np.uint8).data)
+            raw = chunk.reshape(-1).view(np.uint8).data
+            self._background.do(put, raw)
+            if in_order:
+                self._beside.do(self._running[tensor.shard].update, raw)
         self._background.do(done)
 
     def __exit__(
@@ -98,7 +115,10 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._background.__exit__(kind, error, trace)
+            try:
+                self._background.__exit__(kind, error, trace)
+            finally:
+                self._beside.__exit__(kind, error, trace)
             if error is None:
                 missing = {t.name for t in self.plan.tensors} - set(self.sha256)
                 if missing:
@@ -108,6 +128,11 @@ class Writer:
         finally:
             for file in self._files.values():
                 file.close()
+        if error is None:
+            for shard, digest in self._running.items():
+                path = self.directory / shard
+                whole = self._hashed[shard] == path.stat().st_size
+                self.files[shard] = digest.hexdigest() if whole else sha256_of(path)
 
     def _write_index(self) -> None:
         index = {
