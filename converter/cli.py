@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from converter import __version__
+from converter.cli_batch import batch
 from converter.cli_ending import Group, reporting
 from converter.cli_options import (
     converting,
@@ -59,7 +60,7 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
     neoconvert hf-to-tl my-finetune/ my-finetune-bridge --layout bridge
     neoconvert hf-to-tl my-finetune/ my-processed --process default --ledger exact
     """
-    return conversion("hf_to_tl", source, output, **options)
+    return conversion("hf-to-tl", source, output, **options)
 
 
 @main.command("bake")
@@ -103,7 +104,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
     neoconvert tl-to-hf my-processed my-model --reverse exact
     neoconvert tl-to-hf model.pt model-hf --cfg cfg.json --allow-pickle
     """
-    return conversion("tl_to_hf", source, output, **options)
+    return conversion("tl-to-hf", source, output, **options)
 
 
 @main.command("export-onnx")
@@ -127,7 +128,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
     neoconvert export-onnx my-model --hook 'blocks.*.hook_resid_post'
     neoconvert export-onnx my-model my-model-js --for transformers-js
     """
-    return conversion("export_onnx", source, output, **options)
+    return conversion("export-onnx", source, output, **options)
 
 
 @main.command("verify")
@@ -274,6 +275,9 @@ def inspect(path: str, display: Any, **reading: Any) -> Any:
     result = Inspection(opened(path, graphs=True, **reading))
     display.inspection(result)
     return result.to_json(), 0
+
+
+main.add_command(batch)
 
 
 @main.command("demo")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -15,13 +14,13 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from converter.errors import CannotDoHere, Fault, NeoconvertError, SystemRefused
+from converter.errors import NeoconvertError
 from converter.interrupts import Interrupted, handled
 from converter.output import LONGEST, inert, steady
+from converter.telling import told
 
 SCHEMA_VERSION = 1
 Command = TypeVar("Command", bound=Callable[..., Any])
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Group(click.Group):
@@ -56,53 +55,17 @@ def reporting(command: Command) -> Command:
                 traceback.print_exc()
             _fail(name, told(error), as_json)
         if as_json:
-            _print_json(name, exit_code, document)
+            print_json(name, exit_code, document)
         sys.exit(exit_code)
 
     return wrapper  # type: ignore[return-value]
 
 
-def told(error: Exception) -> NeoconvertError:
-    """An error as what it means to the user."""
-    if isinstance(error, NeoconvertError):
-        return error
-    if isinstance(error, OSError) and error.errno is not None:
-        full = error.errno in _FULL
-        return SystemRefused(
-            f"The system refused: {error.strerror}.",
-            where=str(error.filename or error.filename2 or "no file named"),
-            do=f"{'Free some space' if full else 'Check permissions and the disk'}, or name another"
-            " place. Nothing was published.",
-        )
-    if isinstance(error, MemoryError):
-        return CannotDoHere(
-            "There is not enough memory.",
-            where=str(error) or "this machine",
-            do="End other programs, or use --effort quick or --no-verify, which need less.",
-        )
-    if isinstance(error, ImportError) and not (error.name or "").startswith("converter"):
-        return CannotDoHere(
-            f"A library is installed here that cannot be imported: {error}.",
-            where=error.name or _place(error),
-            do="Install it again. With --debug you see where it fails.",
-        )
-    return Fault(
-        f"A fault of neoconvert: {type(error).__name__}: {str(error) or 'no more is known'}.",
-        where=_place(error),
-        do="Please report it, with what the same command prints with --debug.",
-    )
-
-
-def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return "nowhere known"
-    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}"
-
-
-def _print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
+def print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
+    """One document; of a batch, one line, since more come."""
+    indent = None if command == "batch" else 2
     head = {"schema_version": SCHEMA_VERSION, "command": command, "exit_code": exit_code}
-    click.echo(json.dumps(head | document, indent=2, allow_nan=False))
+    click.echo(json.dumps(head | document, indent=indent, allow_nan=False))
 
 
 def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
@@ -113,7 +76,7 @@ def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
     if as_json:
         what, where, do = error.lines()
         fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
-        _print_json(command, error.exit_code, {"error": fault} | error.details)
+        print_json(command, error.exit_code, {"error": fault} | error.details)
     sys.exit(error.exit_code)
 
 

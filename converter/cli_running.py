@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli_ending import told
 from converter.errors import UsageError, VerificationFailed
 from converter.interrupts import Interrupted
 from converter.output import shown
+from converter.telling import told
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.exporting import Graph
+    from converter.request import Request
 
 
 def opened(
@@ -28,15 +30,11 @@ def opened(
 ) -> Checkpoint:
     """The checkpoint that a command names, with the adapter that it names; `graphs`: or ONNX."""
     from converter.checkpoint import open_checkpoint
-    from converter.opening import open_artifact
+    from converter.opening import adapted, open_artifact
 
     opener = open_artifact if graphs else open_checkpoint
     checkpoint = opener(source, revision=revision, cfg=cfg, allow_pickle=allow_pickle)
-    if adapter is None:
-        return checkpoint
-    from converter.adapter import with_adapter
-
-    return with_adapter(checkpoint, adapter, allow_pickle=allow_pickle)
+    return adapted(checkpoint, adapter, allow_pickle=allow_pickle)
 
 
 def require_report(path: Path | None, output: Path | None = None) -> None:
@@ -59,27 +57,46 @@ def require_report(path: Path | None, output: Path | None = None) -> None:
     raise UsageError(what, where=f"--report {path}", do="Name a file in a directory that is there.")
 
 
-def conversion(
-    direction: str, source: str, output: Path | None, display: Any, **options: Any
-) -> Any:
-    from converter import convert
+READING = ("revision", "cfg", "allow_pickle", "adapter")
+"""The options that say how SOURCE is read."""
 
-    reading = ("revision", "cfg", "allow_pickle", "adapter")
-    source_checkpoint = opened(source, **{name: options.pop(name) for name in reading})
-    dtype, report = options.pop("dtype"), options.pop("report")
+
+def request_of(
+    command: Any, *, layers: bool = False, formats: tuple[str, ...] = ("onnx",), **options: Any
+) -> Request:
+    """What a command's options, but `READING` and the report, ask for.
+
+    Raises:
+        UsageError: no such value.
+    """
+    from converter.request import Checking, Request, Writing
+
+    graph = _graph(formats, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))
+    stored = {n: options.pop(n) for n in ("dtype", "max_shard_size", "overwrite", "dry_run")}
+    proved = {n: options.pop(n) for n in ("check", "device", "runtime", "effort")}
+    writing = Writing(
+        graph=graph,
+        ledger=options.pop("ledger", "none" if command == "export-onnx" else "compact"),
+        keep_weights="safetensors" in formats,
+        **stored,
+    )
+    return Request(command, writing, Checking(layers=layers, **proved), **options)
+
+
+def conversion(command: str, source: str, output: Path | None, display: Any, **options: Any) -> Any:
+    from converter.convert import run
+
+    reading = {name: options.pop(name) for name in READING}
+    report = options.pop("report")
+    request = request_of(command, layers=report is not None, **options)
+    source_checkpoint = opened(source, **reading)
     require_report(report, output)
-    asked = options.pop("formats", ("onnx",))
-    options["graph"] = _graph(asked, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))  # fmt: skip
-    if "safetensors" in asked:
-        options["keep_weights"] = True
-    if report and not options["check"]:
+    if report and not request.checking.check:
         raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip
     try:
         with display.progress() as progress:
-            done = getattr(convert, direction)(
-                source_checkpoint, output, dtype=None if dtype == "keep" else dtype, progress=progress,
-                layers=report is not None, **options,
-            )  # fmt: skip
+            checking = replace(request.checking, progress=progress)
+            done = run(replace(request, checking=checking), source_checkpoint, output)
     except VerificationFailed as error:
         report_to(report, error.details.get("verification"), None, display)
         raise

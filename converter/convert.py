@@ -210,5 +210,7 @@ def run(request: Request, source: Checkpoint, output: Path | None) -> Conversion
 
 def _converted(request: Request, source: Checkpoint, output: Path) -> Conversion:
     check_output(output, source.source.place, overwrite=request.writing.overwrite)
-    layout = request.target(source)
-    return convert(request.route(source), output, layout, request.writing, request.checking)
+    return convert(
+        request.route(source), output, request.target(source), request.writing, request.checking,
+        asked=request.to_json(),
+    )  # fmt: skip

@@ -47,6 +47,7 @@ class Display:
     """Tables on stdout (on stderr where stdout is for JSON), progress bars on a terminal only."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
         out = sys.stderr if as_json else sys.stdout
         # A pipe has no width; names must not be cut to rich's guess of 80.
         width = None if out.isatty() else 160

@@ -6,13 +6,31 @@ It is raised where the fault is known and printed in one place, `converter.cli`.
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
+
+_PASSING = {
+    getattr(errno, name)
+    for name in (
+        "ENOSPC", "EDQUOT", "EIO", "ENOMEM", "EMFILE", "ENFILE", "EAGAIN", "EBUSY", "EINTR", "ESTALE",
+        "ETIMEDOUT", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EHOSTUNREACH", "ENETUNREACH",
+        "ENETDOWN", "EPIPE",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
+def passing(error: OSError) -> bool:
+    """Whether what the system refused may be granted later: a full disk, a lost network."""
+    return error.errno in _PASSING or isinstance(error, (ConnectionError, TimeoutError))
 
 
 class NeoconvertError(Exception):
     """Base of all errors a user can cause; `exit_code` is the process's exit status."""
 
     exit_code: ClassVar[int] = 3
+    transient: bool = False
+    """The same request may succeed later, with nothing about it changed."""
 
     def __init__(
         self, what: str, *, where: str, do: str, details: dict[str, Any] | None = None
@@ -56,6 +74,8 @@ class BadInput(NeoconvertError):
 class NoSpace(NeoconvertError):
     """There is less space than will be written."""
 
+    transient = True
+
 
 class SystemRefused(NeoconvertError):
     """The operating system refused: a full disk, missing permission, a failing device."""
@@ -64,9 +84,17 @@ class SystemRefused(NeoconvertError):
 class SourceChanged(BadInput):
     """A file of SOURCE is not the one that was opened."""
 
+    transient = True
+
 
 class SourceNotFound(BadInput):
     """No checkpoint at the place named."""
+
+
+class HubUnreachable(SourceNotFound):
+    """The hub gave no answer, or none that says whether it has the model."""
+
+    transient = True
 
 
 class CorruptFile(BadInput):

@@ -28,11 +28,18 @@ def opened(given: Given, adapter: str | Path | None = None) -> Checkpoint:
         checkpoint = given
     else:
         checkpoint = open_checkpoint(given) if isinstance(given, (str, Path)) else open_model(given)
+    return adapted(checkpoint, adapter)
+
+
+def adapted(
+    checkpoint: Checkpoint, adapter: str | Path | None, *, allow_pickle: bool = False
+) -> Checkpoint:
+    """The checkpoint with an adapter merged into it; itself where there is none."""
     if adapter is None:
         return checkpoint
     from converter.adapter import with_adapter
 
-    return with_adapter(checkpoint, adapter)
+    return with_adapter(checkpoint, adapter, allow_pickle=allow_pickle)
 
 
 def open_artifact(

@@ -15,11 +15,22 @@ _MOST = 4
 _here = threading.local()
 
 
+_sharers = 1
+
+
+def share_among(processes: int) -> None:
+    """From now on, this process is one of so many that share the machine."""
+    global _sharers
+    _sharers = processes
+
+
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        all_of_them = len(os.sched_getaffinity(0))
+    else:
+        all_of_them = os.cpu_count() or 1
+    return max(1, all_of_them // _sharers)
 
 
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:

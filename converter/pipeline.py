@@ -86,8 +86,13 @@ def convert(
     layout: Layout,
     writing: Writing | None = None,
     checking: Checking | None = None,
+    *,
+    asked: dict[str, Any] | None = None,
 ) -> Conversion:
     """Convert by `route` to `layout` and publish at `output`, verified.
+
+    Args:
+        asked: what neoconvert.json is to say was asked for (`Request.to_json`).
 
     Raises:
         NotRepresentable: the target cannot hold what the source holds.
@@ -141,7 +146,7 @@ def convert(
             source_sha256=sha256.read,
             output_sha256=sha256.written,
             file_sha256=writer.files,
-            options=writing.to_json(ledger=book is not None) | {"check": checking.to_json()},
+            options=asked or writing.to_json() | {"check": checking.to_json()},
             verification=verification.kept() if verification else None,
         )
         source.source.require_unchanged()

@@ -83,13 +83,13 @@ class Writing:
         """The safetensors code to store in; None: each tensor keeps its own."""
         return code_asked(self.dtype)
 
-    def to_json(self, *, ledger: bool) -> dict[str, Any]:
-        """What provenance keeps, as the command line has it. `ledger`: whether there is one."""
+    def to_json(self) -> dict[str, Any]:
+        """What provenance keeps: what was asked for, as the command line has it."""
         formats = [] if self.graph_alone else ["safetensors"]
         return {
             "dtype": NAMES[self.code] if self.code else KEEP,
             "max_shard_size": str(self.max_shard_size),
-            "ledger": self.ledger if ledger else "none",
+            "ledger": self.ledger,
             "formats": [*formats, *(["onnx"] if self.graph else [])],
             "graph": self.graph.to_json() if self.graph else None,
         }
@@ -181,6 +181,18 @@ class Request:
         one_of(self.layout, ("hooked", "bridge"), "--layout")
         one_of(self.reverse, REVERSES, "--reverse")
         parse(self.process)
+
+    def to_json(self) -> dict[str, Any]:
+        """What provenance keeps: what was asked for. Where it runs, and what it may replace, are
+        left out: the result is the same."""
+        own: dict[str, Any] = {"command": self.command}
+        if self.command == "hf-to-tl":
+            own["layout"] = self.layout
+        if self.command in ("hf-to-tl", "bake"):
+            own["process"] = [step.name for step in parse(self.process)]
+        if self.command == "tl-to-hf":
+            own["reverse"] = self.reverse
+        return own | self.writing.to_json() | {"check": self.checking.to_json()}
 
     def target(self, source: Checkpoint) -> Layout:
         """The layout of OUTPUT."""

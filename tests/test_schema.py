@@ -35,6 +35,13 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
         document: dict[str, Any] = json.loads(result.stdout)
         return document
 
+    manifest = root / "manifest.jsonl"
+    line = {"command": "hf-to-tl", "source": str(hf), "output": str(root / "many"), "verify": False}
+    rows = [line, line | {"source": str(root / "no"), "output": str(root / "none")}]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    result = CliRunner().invoke(main, ["batch", str(manifest), "--json"])
+    batch = dict(zip(("batch line", "batch failed", "batch"), result.stdout.splitlines()))  # noqa: B905
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("converter.demo.tour.MODEL", hf)
         demo = run("demo", root / "demo")
@@ -52,6 +59,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
         "explain different": run("explain", hf, other),
         "inspect": run("inspect", root / "tl"),
         "error": run("hf-to-tl", root / "nothing", root / "out", code=3),
+        **{name: json.loads(text) for name, text in batch.items()},
         "usage error": run("hf-to-tl", hf, root / "tl", code=2),
     }
 
@@ -91,7 +99,10 @@ def required(node: Any, rule: Any) -> Iterator[tuple[Any, str]]:
             yield from required(node[0], rule.get("items", {}))
 
 
-@pytest.mark.parametrize("name", ["hf-to-tl", "verify failed", "explain", "inspect", "error"])
+@pytest.mark.parametrize(
+    "name",
+    ["hf-to-tl", "verify failed", "explain", "inspect", "error", "batch line", "batch failed"],
+)
 def test_a_required_key_that_is_lost_or_mistyped(name: str, documents: Documents) -> None:
     document = copy.deepcopy(documents[name])
     places = list(required(document, schema.load()))

@@ -182,8 +182,12 @@ def open_checkpoint(
     revision: str | None = None,
     cfg: str | Path | None = None,
     allow_pickle: bool = False,
+    cache: str | Path | None = None,
 ) -> Checkpoint:
     """Open a directory, a weight file or a hub id, and check names, shapes and dtypes.
+
+    Args:
+        cache: where what comes from the hub is kept; None: in huggingface_hub's own.
 
     Raises:
         BadInput: see `converter.errors`; the message names the file, the tensor, what was
@@ -191,9 +195,14 @@ def open_checkpoint(
     """
     of_kind(given, (str, Path), "SOURCE", "Give a directory, a weight file or a hub id.")
     flags({"--allow-pickle": allow_pickle})
-    config = None if cfg is None else Path(cfg)
     return read_checkpoint(
-        find(str(given), revision=revision, cfg=config, allow_pickle=allow_pickle)
+        find(
+            str(given),
+            revision=revision,
+            cfg=None if cfg is None else Path(cfg),
+            allow_pickle=allow_pickle,
+            cache=None if cache is None else Path(cache),
+        )
     )
 
 

@@ -13,7 +13,7 @@ from converter.checkpoint.foreign_files import not_weights, pointer, refuse_fore
 from converter.checkpoint.foreign_folders import ANY_INDEX, nothing_here
 from converter.checkpoint.reader import Reader, SafetensorsReader
 from converter.checkpoint.standard import INDEX, PICKLE_WEIGHTS, PICKLES, WEIGHTS, holds_weights
-from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused
+from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused, passing
 
 Json = dict[str, Any]
 
@@ -189,6 +189,8 @@ def read_json(path: Path) -> Json:
             raise error
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and passing(error):
+            raise
         raise ConfigError(
             f"The file cannot be read as JSON: {error}.",
             where=str(path),

@@ -44,6 +44,19 @@ def digest(sha256: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def source_tensors(source: Checkpoint, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """A record of a source's tensors, by their own names. `sha256`: of what is read of each."""
+    return {
+        stored.name: {
+            "dtype": NAMES[stored.code],
+            "shape": list(stored.shape),
+            "sha256": sha256[stored.name],
+        }
+        for stored in source.stored.values()
+        if stored.name in sha256
+    }
+
+
 def source_files(source: Checkpoint) -> dict[str, dict[str, str | int]]:
     """A record of what was read of a source beside the tensors whose digests are kept: together they
     cover every byte of its files.
@@ -117,7 +130,7 @@ def write(
 
     Args:
         file_sha256: of files that were hashed as they were written, by name.
-        options: how the result is stored (`Writing.to_json`) and proved (`Checking.to_json`).
+        options: what was asked for (`Request.to_json`).
     """
     source = route.source
     kept = {
@@ -132,15 +145,7 @@ def write(
             "given": source.source.name,
             "revision": source.source.revision,
             "layout": source.layout,
-            "tensors": {
-                stored.name: {
-                    "dtype": NAMES[stored.code],
-                    "shape": list(stored.shape),
-                    "sha256": source_sha256[stored.name],
-                }
-                for stored in source.stored.values()
-                if stored.name in source_sha256
-            },
+            "tensors": source_tensors(source, source_sha256),
             "files": source_files(source),
             **({"adapter": source.merged.adapter.to_json()} if source.merged else {}),
         },

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from converter.dtypes import CODES, NAMES, code_named, code_of, nbytes
-from converter.errors import CorruptFile, TensorMismatch
+from converter.errors import CorruptFile, TensorMismatch, passing
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,8 @@ class SafetensorsReader(Reader):
                     self.places[name] = offset, size
                     offset += size
         except (SafetensorError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and passing(error):
+                raise
             raise CorruptFile(
                 f"The file is not a sound safetensors file: {error}.",
                 where=str(path),

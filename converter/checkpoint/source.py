@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint import hub
 from converter.checkpoint.files import Json, optional_json, read_json, weight_files
 from converter.checkpoint.foreign_files import refuse_pointers
 from converter.checkpoint.reader import Entry, Reader
@@ -24,7 +24,6 @@ TOKENIZER_FILES = (
 """The only files that are copied from a source. A blind `*.json` would bring its index along."""
 PROVENANCE = "neoconvert.json"
 LEDGER = "ledger.safetensors"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,17 @@ class Source:
 
 
 def find(
-    given: str, *, revision: str | None = None, cfg: Path | None = None, allow_pickle: bool = False
+    given: str,
+    *,
+    revision: str | None = None,
+    cfg: Path | None = None,
+    allow_pickle: bool = False,
+    cache: Path | None = None,
 ) -> Source:
     """Resolve what the user typed and open its weight files (headers only).
+
+    Args:
+        cache: where what comes from the hub is kept; None: in huggingface_hub's own.
 
     Raises:
         SourceNotFound, MissingShard, CorruptFile, ConfigError, PickleRefused: as their names say.
@@ -131,7 +138,7 @@ def find(
             )
         commit = None
     else:
-        path, commit = _from_hub(given, revision)
+        path, commit = _from_hub(given, revision, cache)
     directory = path if path.is_dir() else path.parent
     files = weight_files(path)
     beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
@@ -166,32 +173,14 @@ def find(
     )
 
 
-def _from_hub(given: str, revision: str | None) -> tuple[Path, str]:
-    """Download through huggingface_hub, or find in its cache when offline."""
-    if not _HUB_ID.fullmatch(given):
+def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[Path, str]:
+    if not hub.is_id(given):
         raise SourceNotFound(
             "There is no such file or directory, and this is not a hub id.",
             where=given,
             do="Give a directory, a weight file or a hub id such as EleutherAI/gpt-neo-125m.",
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = ["*.json", "*.safetensors", *TOKENIZER_FILES]
-    try:
-        found = Path(snapshot_download(given, revision=revision, allow_patterns=wanted))
-        if not any(found.glob("*.safetensors")):
-            found = Path(
-                snapshot_download(given, revision=revision, allow_patterns=[*wanted, "*.bin"])
-            )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceNotFound(
-            f"There is no such local path, and the hub gave no such model: {reason}",
-            where=f"{given}" + (f" at revision {revision}" if revision else ""),
-            do="Check the name; offline, fill the cache first (hf download) or give a local directory.",
-        ) from error
-    return found, found.name
+    return hub.fetch(given, revision, ["*.json", *TOKENIZER_FILES], cache)
 
 
 def called(given: str | Path) -> str:

@@ -1,0 +1,179 @@
+"""A manifest: one row for each thing to do, as CSV or JSON lines, and what a row's source stands for."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import hub
+from converter.errors import BadInput, UsageError
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_GLOB = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line."""
+
+    line: int
+    cells: Mapping[str, Any]
+    """By column, as they are written; without those that are empty."""
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a CSV file with a header, or of JSON lines, whatever the file is called.
+
+    Raises:
+        UsageError: it is neither; the message names the line. BadInput: it cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"The manifest cannot be read: {getattr(error, 'strerror', None) or error}.",
+            where=str(path),
+            do="Give a CSV file with a header, or one JSON object in each line, in UTF-8.",
+        ) from error
+    rows = list(_json(text, path) if text.lstrip().startswith(("{", "[")) else _csv(text, path))
+    if not rows:
+        raise UsageError(
+            "There is nothing to do in the manifest.",
+            where=str(path),
+            do="Give a CSV file with a header, or one JSON object in each line.",
+        )
+    return rows
+
+
+def _json(text: str, path: Path) -> Iterator[Row]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            cells = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _malformed(path, number, f"is no JSON: {error}") from error
+        if not isinstance(cells, dict):
+            raise _malformed(path, number, "is no JSON object")
+        yield Row(number, {k: v for k, v in cells.items() if v is not None and v != ""})
+
+
+def _csv(text: str, path: Path) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text), strict=True)
+    header: list[str] = []
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if not header:
+                header = cells
+                twice = [name for name in header if header.count(name) > 1]
+                if twice:
+                    raise _malformed(path, reader.line_num, f"names the column {twice[0]!r} twice")
+                continue
+            if len(cells) > len(header):
+                raise _malformed(
+                    path, reader.line_num, f"has {len(cells)} cells, the header {len(header)}"
+                )
+            named = zip(header, cells, strict=False)
+            yield Row(reader.line_num, {name: cell for name, cell in named if cell})
+    except csv.Error as error:
+        raise _malformed(path, reader.line_num, f"is no CSV: {error}") from error
+
+
+def _malformed(path: Path, line: int, what: str) -> UsageError:
+    return UsageError(
+        f"Line {line} of the manifest {what}.",
+        where=f"{path}, line {line}",
+        do="Write a CSV file with a header, or one JSON object in each line.",
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """One checkpoint that a row's source stands for."""
+
+    source: str
+    revision: str | None
+    names: Mapping[str, str]
+    """What {name}, {parent} and {revision} stand for."""
+
+    def fill(self, template: str) -> str:
+        """
+        Raises:
+            UsageError: there is no such name in braces.
+        """
+
+        def value(found: re.Match[str]) -> str:
+            if found[1] in self.names:
+                return self.names[found[1]]
+            close = get_close_matches(found[1], self.names, n=1)
+            there = ", ".join(f"{{{name}}}" for name in self.names)
+            raise UsageError(
+                f"{found[0]} stands for nothing here.",
+                where=template,
+                do=f"Did you mean {{{close[0]}}}? There are {there}." if close else f"There are {there}.",
+            )  # fmt: skip
+
+        return re.sub(r"\{(\w*)\}", value, template)
+
+
+def expand(source: str) -> list[Found]:
+    """What a source stands for: itself, the checkpoints that match a pattern, or with
+    `owner/name@pattern` the revisions that do.
+
+    Raises:
+        UsageError: a pattern that nothing matches. SourceNotFound, HubUnreachable: see `hub`.
+    """
+    if os.path.exists(os.path.expanduser(source)):
+        return [_local(source)]
+    repository, _, revision = source.rpartition("@")
+    if repository and hub.is_id(repository):
+        if not _GLOB.search(revision):
+            return [_hub(repository, revision)]
+        names = [name for name in hub.revisions(repository) if fnmatchcase(name, revision)]
+        found = [_hub(repository, name) for name in sorted(set(names), key=_natural)]
+    elif _GLOB.search(source):
+        paths = glob.glob(os.path.expanduser(source), recursive=True)
+        found = [_local(path) for path in sorted(paths, key=_natural) if _may_be_one(path)]
+    else:
+        return [_hub(source, None) if hub.is_id(source) else _local(source)]
+    if not found:
+        raise UsageError(
+            "Nothing matches the source.",
+            where=source,
+            do="Check the pattern: a directory, a weight file, or with @ a branch or tag must match.",
+        )
+    return found
+
+
+def _may_be_one(path: str) -> bool:
+    return os.path.isdir(path) or path.endswith(_WEIGHTS)
+
+
+def _local(source: str) -> Found:
+    path = Path(os.path.abspath(os.path.expanduser(source)))
+    name = path.stem if path.suffix in _WEIGHTS and not path.is_dir() else path.name
+    return Found(source, None, {"name": name, "parent": path.parent.name})
+
+
+def _hub(repository: str, revision: str | None) -> Found:
+    owner, _, name = repository.rpartition("/")
+    flat = (revision or "main").replace("/", "-")
+    return Found(repository, revision, {"name": name, "parent": owner, "revision": flat})
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """checkpoint-9 before checkpoint-10."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", str(text))]

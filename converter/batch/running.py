@@ -1,0 +1,169 @@
+"""Jobs one after another in this process, or some at a time in processes of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from converter import interrupts, parallel
+from converter.batch.job import Job, Outcome, attempt, failed
+from converter.checkpoint.workspace import LIVE, clean
+from converter.errors import CannotDoHere
+from converter.interrupts import GRACE_S, Interrupted
+
+
+def outcomes(jobs: Sequence[Job], *, processes: int = 1) -> Iterator[Outcome]:
+    """Do the jobs, and give what came of each as soon as it has.
+
+    Args:
+        processes: how many at a time. 1: here, in order. More: each in a process that loads the
+            libraries once, with its share of the cores; one that is killed takes no other along.
+    """
+    if processes == 1:
+        yield from map(attempt, jobs)
+    else:
+        yield from _spread(jobs, min(processes, len(jobs)))
+
+
+def settle(jobs: Iterable[Job]) -> list[str]:
+    """Put right what killed runs left beside the outputs. Returns what must stay, and why."""
+    parents = dict.fromkeys(job.output.resolve().parent for job in jobs)
+    return [f"a killed run left {kept}" for parent in parents for kept in clean(parent)]
+
+
+class _Worker:
+    """A process that does one job after another."""
+
+    def __init__(self, share: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, share))
+        with _environment(OMP_NUM_THREADS=str(max(1, parallel.cores() // share))):
+            self.process.start()
+        theirs.close()
+        self.job: Job | None = None
+
+    def give(self, job: Job) -> None:
+        self.job = job
+        with suppress(OSError):  # it is dead: `take` finds out
+            self.connection.send(job)
+
+    def take(self) -> tuple[Outcome, bool]:
+        """What came of its job, and whether the process still lives."""
+        job, self.job = self.job, None
+        assert job is not None
+        try:
+            return self.connection.recv(), True
+        except (EOFError, OSError):
+            self.process.join()
+            return failed(job, _killed(job, self.process.exitcode)), False
+
+    def close(self) -> None:
+        self.connection.close()
+        if self.job is not None:
+            self.process.terminate()
+        self.process.join(GRACE_S + 2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+@contextmanager
+def _environment(**more: str) -> Iterator[None]:
+    """Variables that a new process finds: its libraries read them before any code of ours runs."""
+    added = {name: value for name, value in more.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _killed(job: Job, code: int | None) -> CannotDoHere:
+    how = f"exit code {code}"
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            how = signal.Signals(-code).name
+    error = CannotDoHere(
+        f"The process that did this was ended ({how}); nothing was published.",
+        where=job.given,
+        do="Run again, with fewer --jobs where memory is short: the system kills what takes too much.",
+    )
+    error.transient = True
+    return error
+
+
+def _spread(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
+    waiting = deque(jobs)
+    workers: list[_Worker] = []
+    try:
+        for _ in range(processes):
+            workers.append(_Worker(processes))
+            workers[-1].give(waiting.popleft())
+        while busy := {worker.connection: worker for worker in workers if worker.job}:
+            for connection in wait(list(busy)):
+                worker = busy[connection]  # type: ignore[index]
+                outcome, lives = worker.take()
+                if not lives:
+                    workers[workers.index(worker)] = worker = _Worker(processes)
+                if waiting:
+                    worker.give(waiting.popleft())
+                yield outcome
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _work(connection: Connection, share: int) -> None:
+    """What a worker does until nothing more comes."""
+    os.dup2(2, 1)  # stdout is for what the batch says; libraries print where they like
+    parallel.share_among(share)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(Interrupted), interrupts.handled(_tidy):
+        while True:
+            try:
+                job = connection.recv()
+            except (EOFError, OSError):
+                return
+            connection.send(attempt(job))
+
+
+def _end_with_parent() -> None:
+    """A run that is killed takes its processes along: none is to meet the next run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tidy() -> None:
+    for place in list(LIVE.values()):
+        with suppress(Exception):
+            place.close()
+
+
+def outputs_apart(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    """Jobs that another stands in the way of, each with a sentence that says how."""
+    places: dict[Path, Job] = {}
+    for job in jobs:
+        place = Path(os.path.realpath(job.output))
+        if place in places:
+            yield job, f"OUTPUT is that of line {places[place].line} too"
+        places.setdefault(place, job)
+    for job in jobs:
+        own = Path(os.path.realpath(job.output))
+        for above in own.parents:
+            if above in places:
+                yield job, f"OUTPUT is inside that of line {places[above].line}"
+        source = Path(os.path.realpath(os.path.expanduser(job.source)))
+        for place in (source, *source.parents):
+            if place in places and places[place] is not job:
+                yield job, f"SOURCE is what line {places[place].line} writes"

@@ -1,0 +1,127 @@
+"""The hub, through huggingface_hub: its cache, its token, its endpoint, its offline mode."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from converter.errors import HubUnreachable, SourceNotFound
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+[\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LATER = (408, 425, 429)
+"""HTTP's answers, beside those from 500 on, that mean: try again."""
+_CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
+"""Whose exceptions are about the network: huggingface_hub has changed its client twice."""
+
+
+def is_id(given: str) -> bool:
+    """Whether this can be the name of a model on the hub."""
+    return _ID.fullmatch(given) is not None
+
+
+def fetch(
+    given: str, revision: str | None, wanted: list[str], cache: Path | None = None
+) -> tuple[Path, str]:
+    """Download, or find in the cache when offline.
+
+    Args:
+        wanted: patterns of file names. Pickles are fetched where there is no safetensors file.
+        cache: another directory than huggingface_hub's own.
+
+    Returns: the directory, and the commit.
+
+    Raises:
+        SourceNotFound: the hub has no such model. HubUnreachable: it does not say.
+        OSError: a full disk, say.
+    """
+    from huggingface_hub import snapshot_download
+
+    def download(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(given, revision=revision, allow_patterns=patterns, cache_dir=cache)
+        )
+
+    with _asking(given, revision):
+        found = download([*wanted, "*.safetensors"])
+        if not any(found.glob("*.safetensors")):
+            found = download([*wanted, "*.bin"])
+    return found, found.name
+
+
+def commit_of(given: str, revision: str | None) -> str | None:
+    """The commit that a revision is now; None where the hub cannot be asked.
+
+    Raises:
+        SourceNotFound: the hub has no such model, or no such revision.
+    """
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        with _asking(given, revision):
+            commit: str | None = HfApi().model_info(given, revision=revision).sha
+            return commit
+    except HubUnreachable:
+        return None
+
+
+def revisions(given: str) -> list[str]:
+    """Names of a model's branches and tags.
+
+    Raises: see `fetch`.
+    """
+    from huggingface_hub import HfApi
+
+    with _asking(given, None):
+        refs = HfApi().list_repo_refs(given)
+    return [ref.name for ref in (*refs.branches, *refs.tags)]
+
+
+@contextmanager
+def _asking(given: str, revision: str | None) -> Iterator[None]:
+    """What goes wrong between here and the hub, as what it means."""
+    try:
+        yield
+    except Exception as error:
+        ours = type(error).__module__.partition(".")[0] in _CLIENTS
+        if not ours and not isinstance(error, OSError):
+            raise
+        if not ours and isinstance(error, OSError) and error.errno and not _network(error):
+            raise  # the disk
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = given + (f" at revision {revision}" if revision else "")
+        if _later(error):
+            raise HubUnreachable(
+                f"There is no such local path, and the hub could not be asked: {reason}",
+                where=where,
+                do="Check the network and run again; offline, fill the cache first (hf download) or"
+                " give a local directory.",
+            ) from error
+        raise SourceNotFound(
+            f"There is no such local path, and the hub gave no such model: {reason}",
+            where=where,
+            do="Check the name; offline, fill the cache first (hf download) or give a local directory.",
+        ) from error
+
+
+def _network(error: OSError) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError))
+
+
+def _later(error: BaseException) -> bool:
+    """Whether asking again may help: no answer, or one that says so."""
+    from huggingface_hub.errors import HFValidationError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status in _LATER or status >= 500
+        if isinstance(cause, HFValidationError):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True

@@ -1,0 +1,61 @@
+"""Any exception as what it means to the user: three lines, and whether trying again may help."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from pathlib import Path
+
+from converter.errors import CannotDoHere, Fault, NeoconvertError, SystemRefused, passing
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def told(error: Exception) -> NeoconvertError:
+    """An error as what it means to the user."""
+    if isinstance(error, NeoconvertError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        full = error.errno in _FULL
+        refused = SystemRefused(
+            f"The system refused: {error.strerror}.",
+            where=str(error.filename or error.filename2 or "no file named"),
+            do=f"{'Free some space' if full else 'Check permissions and the disk'}, or name another"
+            " place. Nothing was published.",
+        )
+        refused.transient = passing(error)
+        return refused
+    if isinstance(error, MemoryError) or _is_torch_without_memory(error):
+        lacking = CannotDoHere(
+            "There is not enough memory.",
+            where=str(error).partition("\n")[0] or "this machine",
+            do="End other programs, or use --effort quick or --no-verify, which need less.",
+        )
+        lacking.transient = True
+        return lacking
+    if isinstance(error, ImportError) and not (error.name or "").startswith("converter"):
+        return CannotDoHere(
+            f"A library is installed here that cannot be imported: {error}.",
+            where=error.name or _place(error),
+            do="Install it again. With --debug you see where it fails.",
+        )
+    return Fault(
+        f"A fault of neoconvert: {type(error).__name__}: {str(error) or 'no more is known'}.",
+        where=_place(error),
+        do="Please report it, with what the same command prints with --debug.",
+    )
+
+
+def _is_torch_without_memory(error: Exception) -> bool:
+    """torch has no exception of its own for it on the CPU."""
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in said or "out of memory" in said
+    )
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return "nowhere known"
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}"

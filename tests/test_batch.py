@@ -1,0 +1,399 @@
+"""A sweep: checked first, done once, gone on with after whatever ended it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+
+import converter.batch.job
+import converter.convert
+from converter import schema
+from converter.cli import main
+from tests.checkpoints import Recipe, read_all, same, write_hf
+
+VALIDATOR = Draft202012Validator(schema.load())
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def checkpoints(*steps: int) -> None:
+    for step in steps:
+        write_hf(Path(f"runs/checkpoint-{step}"), Recipe(seed=step, finite=True))
+
+
+def manifest(*rows: dict[str, Any]) -> Path:
+    path = Path("manifest.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(source: str = "runs/checkpoint-*", output: str = "tl/{name}", **more: Any) -> dict[str, Any]:  # fmt: skip
+    return {"command": "hf-to-tl", "source": source, "output": output, "verify": False} | more
+
+
+def batch(*arguments: object, code: int = 0) -> Lines:
+    """The lines of JSON that a run prints, each as the schema has it."""
+    result = CliRunner().invoke(main, ["batch", *map(str, arguments), "--json"])
+    assert result.exit_code == code, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [error.message for line in lines for error in VALIDATOR.iter_errors(line)] == []
+    assert lines[-1]["exit_code"] == code
+    return lines
+
+
+def status(lines: Lines) -> dict[str, str]:
+    return {Path(line["source"]).name: line["status"] for line in lines if "status" in line}
+
+
+def files(root: Path | str = "tl") -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.is_file()}
+
+
+def test_a_second_run_does_nothing() -> None:
+    checkpoints(1, 2, 10)
+    path = manifest(row(process="default"))
+    lines = batch(path)
+    assert [Path(line["source"]).name for line in lines[:-1]] == [
+        "checkpoint-1", "checkpoint-2", "checkpoint-10",
+    ]  # fmt: skip
+    assert lines[-1]["summary"]["converted"] == 3
+    before, touched = files(), os.stat("tl/checkpoint-1").st_mtime_ns
+    assert Counter(status(batch(path)).values()) == {"there": 3}
+    assert (files(), os.stat("tl/checkpoint-1").st_mtime_ns) == (before, touched)
+    # One that was converted by a command of its own is there just as well.
+    shutil.rmtree("tl/checkpoint-2")
+    alone = ["hf-to-tl", "runs/checkpoint-2", "tl/checkpoint-2", "--process", "default"]
+    assert CliRunner().invoke(main, [*alone, "--no-verify"]).exit_code == 0
+    assert Counter(status(batch(path)).values()) == {"there": 3}
+
+
+def flip(path: str) -> Callable[[], None]:
+    def change() -> None:
+        data = bytearray(Path(path).read_bytes())
+        data[-1] ^= 1
+        kept = os.stat(path)
+        Path(path).write_bytes(data)
+        os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # size and date are as they were
+
+    return change
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a bit of the source": (
+        flip("runs/checkpoint-1/model.safetensors"), "the source's transformer.",
+    ),
+    "the source's config": (
+        lambda: Path("runs/checkpoint-1/config.json").write_text(
+            json.dumps(Recipe(window=4, finite=True).config)
+        ),
+        "the source's config.json is another now",
+    ),
+    "a tokenizer that was added": (
+        lambda: Path("runs/checkpoint-1/tokenizer.json").write_text("{}"),
+        "the source's tokenizer.json is another now",
+    ),
+    "a bit of the output": (flip("tl/checkpoint-1/model.safetensors"), "model.safetensors was changed"),
+    "a file of the output": (lambda: os.remove("tl/checkpoint-1/cfg.json"), "cfg.json is missing"),
+    "the record": (flip("tl/checkpoint-1/neoconvert.json"), "neoconvert.json is missing, or"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_is_noticed(change: str) -> None:
+    checkpoints(1, 2)
+    path = manifest(row())
+    batch(path)
+    change_it, said = CHANGES[change]
+    change_it()
+    before = files()
+    lines = batch(path, code=2)
+    assert status(lines) == {"checkpoint-1": "failed", "checkpoint-2": "there"}
+    assert said in lines[0]["error"]["what"]
+    assert "overwrite" in lines[0]["error"]["do"]
+    assert lines[0]["transient"] is False
+    assert files() == before
+    if change.endswith("of the output") or change == "the record":
+        return  # what is not as neoconvert wrote it is never replaced
+    assert status(batch(path, "--overwrite")) == {
+        "checkpoint-1": "converted", "checkpoint-2": "there",
+    }  # fmt: skip
+    assert Counter(status(batch(path)).values()) == {"there": 2}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("process", "fold_ln", "process was none, and fold_ln is asked for"),
+        ("layout", "bridge", "layout was hooked, and bridge is asked for"),
+        ("dtype", "float16", "dtype was keep, and float16 is asked for"),
+        ("verify", True, "check was none, and runtime none effort standard is asked for"),
+        ("ledger", "exact", "ledger was compact, and exact is asked for"),
+        ("max-shard-size", 1000, "max_shard_size was 5GB, and 1000 is asked for"),
+        ("format", ["safetensors", "onnx"], "formats was safetensors, and safetensors,onnx is"),
+    ],
+)
+def test_another_option_is_noticed(option: str, value: Any, said: str) -> None:
+    checkpoints(1)
+    batch(manifest(row()))
+    lines = batch(manifest(row(**{option: value})), code=2)
+    assert said in lines[0]["error"]["what"]
+
+
+def test_another_version_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints(1)
+    batch(manifest(row()))
+    from converter.checkpoint import provenance
+
+    monkeypatch.setattr(provenance, "versions", lambda: {"neoconvert": "9.0"})
+    lines = batch(manifest(row()), code=2)
+    assert "made it, and this is 9.0" in lines[0]["error"]["what"]
+
+
+def test_csv() -> None:
+    checkpoints(1, 2)
+    text = (
+        "\ufeffcommand,source,output,--process,no_verify,overwrite\r\n"
+        "hf-to-tl,runs/checkpoint-1,tl/one,\"fold_ln,center_unembed\",yes,\r\n"
+        "\r\n"
+        "bake,runs/checkpoint-2,baked/{parent}/{name},,true,no\r\n"
+    )  # fmt: skip
+    Path("m.csv").write_bytes(text.encode())
+    lines = batch("m.csv")
+    assert [line["line"] for line in lines[:-1]] == [2, 4]
+    assert lines[0]["conversion"]["steps"] == ["fold_ln", "center_unembed"]
+    assert Path("baked/runs/checkpoint-2/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "said", "do"),
+    [
+        ([row(), row(proces="default")], "line 2", "The column 'proces' is no option", "process?"),
+        ([row(Layuot="hooked")], "line 1", "'Layuot'", "layout?"),
+        ([row(layout="hoked")], "line 1", "hoked", "--help"),
+        ([row(process="fold_lm")], "line 1", "'fold_lm' is not a processing step", "fold_ln"),
+        ([row(reverse="exact")], "line 1", "'reverse'", "tl-to-hf"),
+        ([row(json=True)], "line 1", "'json'", "batch itself"),
+        ([row(command="hf-to-lt")], "line 1", "'hf-to-lt' is no command", "hf-to-tl?"),
+        ([row("runs/chekpoint-*")], "line 1", "Nothing matches", "pattern"),
+        ([row(output="tl")], "line 1", "OUTPUT is that of line 1 too", "{name}"),
+        ([row(output="tl/{nmae}")], "line 1", "{nmae} stands for nothing", "{name}?"),
+        ([row(), row("runs/checkpoint-1", "tl/checkpoint-2/x")], "line 2", "inside", "its own"),
+        ([row(), row("tl/checkpoint-1", "hf", command="tl-to-hf")], "line 2", "writes", "second"),
+        ([row(verify="maybe")], "line 1", "'maybe'", "true or false"),
+        ([row(**{"max-shard-size": "lots"})], "line 1", "'lots' is not a size", "5GB"),
+        ([{"command": "hf-to-tl", "output": "x"}], "line 1", "no source", "pattern"),
+        ([{"command": "hf-to-tl", "source": "x"}], "line 1", "no output", "{name}"),
+    ],
+)
+def test_every_line_is_checked_first(rows: Any, where: str, said: str, do: str) -> None:
+    checkpoints(1, 2)
+    (line,) = batch(manifest(*rows), code=2)
+    assert said in line["error"]["what"]
+    assert where in line["error"]["where"]
+    assert do in line["error"]["do"]
+    assert not Path("tl").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("", "m.csv"),
+        ("command,source,output\n", "m.csv"),
+        ("command,source,output\nhf-to-tl,a,b,c\n", "line 2"),
+        ("command,source,source\nhf-to-tl,a,b\n", "line 1"),
+        ('{"command": "hf-to-tl"}\n{"command":\n', "line 2"),
+        ("[1]\n", "line 1"),
+    ],
+)
+def test_a_manifest_that_is_none(text: str, where: str) -> None:
+    Path("m.csv").write_text(text)
+    (line,) = batch("m.csv", code=2)
+    assert where in line["error"]["where"]
+
+
+def test_what_fails_stops_nothing_else() -> None:
+    checkpoints(1, 2, 3)
+    weights = Path("runs/checkpoint-2/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    path = manifest(row(), row("runs/not/there", "tl/nothing"))
+    lines = batch(path, code=3)
+    assert status(lines) == {
+        "checkpoint-1": "converted", "checkpoint-2": "failed", "checkpoint-3": "converted",
+        "there": "failed",
+    }  # fmt: skip
+    assert lines[1]["error"]["type"] == "CorruptFile"
+    assert lines[-1]["summary"]["failed"] == {"transient": 0, "permanent": 2}
+    assert sorted(os.listdir("tl")) == ["checkpoint-1", "checkpoint-3"]
+    shutil.rmtree("tl")
+    assert status(batch(path, "--stop", code=3)) == {
+        "checkpoint-1": "converted", "checkpoint-2": "failed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "x"),
+        OSError(errno.ESTALE, "Stale file handle", "x"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset"),
+        MemoryError("12 GB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=repr,
+)
+def test_what_may_pass_is_told_apart(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints(1, 2)
+    path = manifest(row())
+    run = converter.convert.run
+
+    def breaks(request: Any, source: Any, output: Path) -> Any:
+        if output.name == "checkpoint-1":
+            raise error
+        return run(request, source, output)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(converter.batch.job, "run", breaks)
+        lines = batch(path, code=75)
+    assert [line.get("transient") for line in lines[:-1]] == [True, None]
+    assert lines[-1]["summary"]["failed"] == {"transient": 1, "permanent": 0}
+    assert status(batch(path)) == {"checkpoint-1": "converted", "checkpoint-2": "there"}
+
+
+def test_a_failure_that_stays_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints(1, 2)
+    Path("runs/checkpoint-2/config.json").write_text("{")
+    full = OSError(errno.ENOSPC, "No space left on device", "x")
+    monkeypatch.setattr(converter.batch.job, "run", lambda *_: (_ for _ in ()).throw(full))
+    assert batch(manifest(row()), code=3)[-1]["summary"]["failed"] == {
+        "transient": 1, "permanent": 1,
+    }  # fmt: skip
+
+
+def test_equal_sources_are_reported() -> None:
+    checkpoints(1, 2)
+    shutil.copytree("runs/checkpoint-1", "runs/checkpoint-3")
+    for _ in range(2):  # converted, and there
+        lines = batch(manifest(row()))
+        same_as = {Path(x["source"]).name: x["same_weights_as"] for x in lines[:-1]}
+        assert same_as == {
+            "checkpoint-1": None, "checkpoint-2": None, "checkpoint-3": "runs/checkpoint-1",
+        }  # fmt: skip
+        assert lines[-1]["summary"]["same_weights"] == [["runs/checkpoint-1", "runs/checkpoint-3"]]
+
+
+def test_dry_run() -> None:
+    checkpoints(1, 2)
+    batch(manifest(row("runs/checkpoint-1")))
+    before = sorted(Path().rglob("*"))
+    assert status(batch(manifest(row()), "--dry-run")) == {
+        "checkpoint-1": "there", "checkpoint-2": "planned",
+    }  # fmt: skip
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_two_at_a_time() -> None:
+    checkpoints(*range(6))
+    weights = Path("runs/checkpoint-2/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    lines = batch(manifest(row()), "--jobs", 2, code=3)
+    assert Counter(status(lines).values()) == {"converted": 5, "failed": 1}
+    alone = batch(manifest(row(output="alone/{name}")), code=3)
+    digests = [{x["output"][-1]: x["source_sha256"] for x in ran[:-1]} for ran in (lines, alone)]
+    assert digests[0] == digests[1]
+    for step in (0, 1, 3, 4, 5):
+        assert same(*(read_all(Path(f"{at}/checkpoint-{step}")) for at in ("tl", "alone")))
+
+
+PROGRAM = """
+import os, sys, time
+from converter.checkpoint.writer import Writer
+write = Writer.write
+def slow(self, *args):
+    if "checkpoint-2" in str(self.directory):
+        open("reached", "w").close()
+        ACTION
+    write(self, *args)
+Writer.write = slow
+from converter.cli import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+def start(action: str, *arguments: object) -> subprocess.Popen[str]:
+    Path("program.py").write_text(PROGRAM.replace("ACTION", action))
+    root = str(Path(converter.__file__).parents[1])
+    command = [sys.executable, "program.py", "batch", *map(str, arguments), "--json"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_in_the_middle(sign: signal.Signals, jobs: int) -> None:
+    checkpoints(1, 2, 3)
+    path = manifest(row())
+    with start("time.sleep(60)", path, "--jobs", jobs) as running:
+        deadline = time.monotonic() + 60
+        done = Path("tl/checkpoint-1/neoconvert.json")
+        while not (Path("reached").exists() and done.exists()):
+            assert time.monotonic() < deadline, running.communicate(timeout=5)
+            time.sleep(0.02)
+        running.send_signal(sign)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == (-9 if sign == signal.SIGKILL else 128 + sign)
+    assert "Traceback" not in err
+    if sign == signal.SIGKILL:
+        deadline = time.monotonic() + 20
+        while jobs == 2 and any(".partial" in name for name in os.listdir("tl")):
+            assert time.monotonic() < deadline, "a worker outlives its run"
+            time.sleep(0.05)
+    else:
+        assert not any(name.startswith(".") for name in os.listdir("tl"))
+    before = {name: data for name, data in files().items() if "/checkpoint-1/" in name}
+    again = status(batch(path))
+    assert again["checkpoint-1"] == "there"
+    assert again["checkpoint-2"] == "converted"
+    assert {name: data for name, data in files().items() if "/checkpoint-1/" in name} == before
+    assert sorted(os.listdir("tl")) == [f"checkpoint-{i}" for i in (1, 2, 3)]
+
+
+def test_a_worker_that_is_killed_takes_none_along() -> None:
+    """As the system does where memory is short."""
+    checkpoints(1, 2, 3, 4)
+    path = manifest(row())
+    with start("os.kill(os.getpid(), 9)", path, "--jobs", 2) as running:
+        out, err = running.communicate(timeout=60)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [error.message for line in lines for error in VALIDATOR.iter_errors(line)] == []
+    assert running.returncode == 75, err
+    assert status(lines) == {
+        "checkpoint-1": "converted", "checkpoint-2": "failed", "checkpoint-3": "converted",
+        "checkpoint-4": "converted",
+    }  # fmt: skip
+    lost = next(line for line in lines if line.get("status") == "failed")
+    assert "SIGKILL" in lost["error"]["what"]
+    assert lost["transient"] is True
+    assert status(batch(path))["checkpoint-2"] == "converted"
+    assert sorted(os.listdir("tl")) == [f"checkpoint-{i}" for i in (1, 2, 3, 4)]
