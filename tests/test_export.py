@@ -177,7 +177,7 @@ def test_for_transformers_js(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     as_json("export-onnx", model, out, "--for", "transformers-js", "--effort", "quick")
     assert sorted(contents(out)) == [
-        "config.json", "generation_config.json", "neoconvert.json",
+        "config.json", "generation_config.json", "neoconvert.intoto.jsonl", "neoconvert.json",
         "onnx/model.onnx", "onnx/model.onnx_data",
     ]  # fmt: skip
     config = json.loads((out / "config.json").read_text())

@@ -163,7 +163,7 @@ def test_baked_is_plain_hf(tmp_path: Path) -> None:
     names = {p.name for p in (tmp_path / "baked").iterdir()}
     assert names == {
         "model.safetensors", "config.json", "generation_config.json", "neoconvert.json",
-        "ledger.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "neoconvert.intoto.jsonl", "ledger.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     weights = read_weights(tmp_path / "baked")
     assert set(weights) == {*read_all(MODEL), "lm_head.weight"}

@@ -150,6 +150,7 @@ def test_the_plan_is_what_is_written(tmp_path: Path) -> None:
         "model.safetensors.index.json",
         "cfg.json",
         "neoconvert.json",
+        "neoconvert.intoto.jsonl",
     }
     kept = json.loads((tmp_path / "tl/neoconvert.json").read_text())
     assert len(kept["dropped"]) == 4

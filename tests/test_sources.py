@@ -137,11 +137,12 @@ def test_only_tokenizer_files_are_copied(tmp_path: Path) -> None:
     hf_to_tl(tmp_path / "hf", tmp_path / "tl", layout="bridge", check=False)
     tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
     assert {p.name for p in (tmp_path / "tl").iterdir()} == {
-        "model.safetensors", "config.json", "neoconvert.json", "tokenizer.json", "merges.txt",
+        "model.safetensors", "config.json", "neoconvert.json", "neoconvert.intoto.jsonl",
+        "tokenizer.json", "merges.txt",
     }  # fmt: skip
     assert {p.name for p in (tmp_path / "back").iterdir()} == {
         "model.safetensors", "config.json", "generation_config.json", "neoconvert.json",
-        "tokenizer.json", "merges.txt",
+        "neoconvert.intoto.jsonl", "tokenizer.json", "merges.txt",
     }  # fmt: skip
 
 

@@ -9,11 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint import attestation
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.reader import SafetensorsReader
 from converter.checkpoint.record import UNSEALED, listing, sealed
 from converter.checkpoint.record import sha256_of as file_sha256
-from converter.checkpoint.source import PROVENANCE
+from converter.checkpoint.source import ATTESTATION, PROVENANCE
 from converter.dtypes import NAMES
 from converter.dtypes import sha256 as sha256_of
 
@@ -125,8 +126,8 @@ def write(
     options: dict[str, Any],
     verification: dict[str, Any] | None,
 ) -> None:
-    """Write the provenance of an artifact beside it. Same input, same bytes, anywhere: no date, and
-    no place of this machine.
+    """Write the provenance of an artifact beside it, and its statements. Same input, same bytes,
+    anywhere: no date, and no place of this machine.
 
     Args:
         file_sha256: of files that were hashed as they were written, by name.
@@ -138,6 +139,7 @@ def write(
         "generation_config": source.original_generation_config,
         "cfg": source.original_tl_config,
     }
+    files = listing(directory, file_sha256)
     document = {
         "schema_version": SCHEMA_VERSION,
         "versions": versions(),
@@ -172,9 +174,12 @@ def write(
         "options": options,
         "kept": placeless({name: value for name, value in kept.items() if value is not None}),
         "verification": verification,
-        "files": listing(directory, file_sha256),
+        "files": files,
         "seal": UNSEALED,
     }
+    (directory / ATTESTATION).write_bytes(attestation.lines(document))
+    known = {name: str(entry["sha256"]) for name, entry in files.items()}
+    document["files"] = listing(directory, known)
     text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
     # A name that is not UTF-8 is written as JSON's escapes.
     (directory / PROVENANCE).write_bytes(sealed(text.encode("utf-8", "backslashreplace")))

@@ -18,7 +18,7 @@ from typing import Any
 
 from converter.checkpoint.files import read_json
 from converter.checkpoint.signature import Identity, Signature, identity, signature
-from converter.checkpoint.source import PROVENANCE
+from converter.checkpoint.source import ATTESTATION, PROVENANCE
 from converter.errors import BadInput
 
 SEAL = "neoconvert-seal:"
@@ -82,8 +82,10 @@ def listing(
 
 
 def rerecord(directory: Path) -> None:
-    """Record a directory's files as they are now: what was done to them since is ours too."""
+    """Record a directory's files as they are now: what was done to them since is ours too, and what
+    was attested of them is no more."""
     path = directory / PROVENANCE
+    (directory / ATTESTATION).unlink(missing_ok=True)
     document = read_json(path)
     files = listing(directory)
     files.pop(PROVENANCE)

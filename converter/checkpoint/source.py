@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 """The only files that are copied from a source. A blind `*.json` would bring its index along."""
 PROVENANCE = "neoconvert.json"
+ATTESTATION = "neoconvert.intoto.jsonl"
 LEDGER = "ledger.safetensors"
 
 
