@@ -67,6 +67,10 @@ class OnnxFile:
     """Of its operators."""
     quantised: int = 0
     """Nodes that work on integers of few bits."""
+    elements: int = 0
+    """Of all its tensors, whose data is there."""
+    widest: int = 1
+    """The largest dimension of one that is not empty."""
 
     @property
     def with_past(self) -> bool:
@@ -119,6 +123,8 @@ def read_onnx(path: Path) -> OnnxFile:
         nodes=len(graph.node),
         domains=frozenset(needed),
         quantised=sum(bool(_QUANTISED.match(node.op_type)) for node in nodes),
+        elements=sum(map(_elements, tensors)),
+        widest=max((size for t in tensors if _elements(t) for size in t.dims), default=1),
     )
 
 
@@ -230,7 +236,7 @@ def _check_reference(
 
 def _check_inline(tensor: onnx.TensorProto, path: Path) -> None:
     """What the file holds of a tensor must be what its dtype and dimensions say."""
-    elements = math.prod(map(int, tensor.dims))
+    elements = _elements(tensor)
     if tensor.HasField("raw_data"):
         expected, found = _nbytes(tensor, path), len(tensor.raw_data)
         if tensor.data_type in _HALVES:
@@ -272,7 +278,11 @@ def _nbytes(tensor: onnx.TensorProto, path: Path) -> int:
         raise _corrupt(f"Tensor {tensor.name} has no known dtype", path) from error
     if any(size < 0 for size in tensor.dims):
         raise _corrupt(f"Tensor {tensor.name} has a negative dimension", path)
-    return math.prod(map(int, tensor.dims)) * int(dtype.itemsize)
+    return _elements(tensor) * int(dtype.itemsize)
+
+
+def _elements(tensor: onnx.TensorProto) -> int:
+    return math.prod(map(int, tensor.dims))
 
 
 def _check_dialect(

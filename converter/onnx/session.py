@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from converter.errors import CannotDoHere, CorruptFile
+from converter.onnx.bounds import Allowance, AsksTooMuch, bounded, to_open, to_run
 from converter.onnx.dialect import MASK, POSITIONS, TOKENS
-from converter.onnx.reading import read_onnx
+from converter.onnx.reading import ForeignGraph, read_onnx
 
 Array = NDArray[Any]
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -21,6 +24,7 @@ _DTYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
 }
+_SILENT = 4
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -31,6 +35,10 @@ def has_cuda() -> bool:
     except ImportError:
         return False
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _not(_value: bool) -> None:
+    """Before onnxruntime 1.21, opening cannot be stopped."""
 
 
 def _onnxruntime(path: Path) -> Any:
@@ -70,6 +78,7 @@ class Session:
 
     Raises:
         BadInput: see `read_onnx`; or onnxruntime refuses the graph.
+        AsksTooMuch: opening it takes more memory or time than its size is a reason for.
         CannotDoHere: onnxruntime, or its CUDA provider, is not installed.
     """
 
@@ -84,9 +93,9 @@ class Session:
         optimised: bool = True,
     ) -> None:
         self.file = read_onnx(path)
-        ort = _onnxruntime(path)
+        self._ort = ort = _onnxruntime(path)
         options: Any = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = _SILENT
         if threads is not None:
             options.intra_op_num_threads = threads
         if lean:
@@ -101,8 +110,14 @@ class Session:
         if edit is not None:
             options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
             graph = edit(onnx.load_model(str(path), load_external_data=False)).SerializeToString()
+        self._cuda, self._most = cuda is not None, Allowance(0, 0)
+        allowed = to_open(self.file.elements, path.stat().st_size)
+        cancel = partial(getattr(options, "set_load_cancellation_flag", _not), True)
         try:
-            self._session: Any = ort.InferenceSession(graph, options, providers=providers)
+            with self._within(allowed, cancel):
+                self._session: Any = ort.InferenceSession(graph, options, providers=providers)
+        except (AsksTooMuch, MemoryError):
+            raise
         except Exception as error:  # its exceptions have no base of their own
             raise CorruptFile(
                 f"onnxruntime refuses the graph: {str(error).splitlines()[0]}",
@@ -122,6 +137,7 @@ class Session:
         self.outputs: dict[str, list[int | str]] = {
             o.name: o.shape for o in self._session.get_outputs()
         }
+        self._past = dict(self._past_shapes())
 
     def __call__(
         self,
@@ -139,11 +155,14 @@ class Session:
             mask: [batch, past + pos], false at left padding; None: no padding.
             past: what `past_of` makes of the outputs of the step before; None: none.
             start: the position of the first token.
+
+        Raises:
+            AsksTooMuch: it takes more memory or time than its size and the tokens are a reason for.
         """
         batch, length = tokens.shape
         feeds: dict[str, Array] = {TOKENS: tokens.astype(np.int64, copy=False)}
         before = 0
-        for name, (_, heads, _, width) in self._past_shapes().items():
+        for name, (heads, width) in self._past.items():
             empty = np.zeros((batch, heads, 0, width), self._dtypes[name])
             feeds[name] = past[name] if past else empty
             before = feeds[name].shape[2]
@@ -154,10 +173,37 @@ class Session:
         feeds |= {MASK: mask.astype(np.int64), POSITIONS: positions.astype(np.int64)}
         names = list(wanted or self.outputs)
         feeds = {name: feed for name, feed in feeds.items() if name in self.inputs}
-        return dict(zip(names, self._session.run(names, feeds), strict=True))
+        options: Any = self._ort.RunOptions()
+        options.log_severity_level = _SILENT
+        allowed = to_run(
+            tokens.size,
+            before + length,
+            elements=self.file.elements,
+            widest=self.file.widest,
+            heads=max((heads for heads, _ in self._past.values()), default=None),
+            outputs=len(names),
+        )
+        # The pool of memory grows by what the longest run took.
+        self._most = self._most.beside(allowed)
+        with self._within(self._most, partial(setattr, options, "terminate", True)):
+            found = self._session.run(names, feeds, options)
+        return dict(zip(names, found, strict=True))
 
-    def _past_shapes(self) -> dict[str, Any]:
-        return {name: shape for name, shape in self.inputs.items() if name.startswith(_PAST)}
+    def _within(self, allowed: Allowance, stop: Callable[[], None]) -> AbstractContextManager[None]:
+        return bounded(allowed.on_gpu() if self._cuda else allowed, stop, str(self.file.path))
+
+    def _past_shapes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Heads and width of the keys and values of each block."""
+        for name, shape in self.inputs.items():
+            if not name.startswith(_PAST):
+                continue
+            if len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[3], int)):
+                raise ForeignGraph(
+                    f"The input {name} is {shape}, and not [batch, heads, past, width].",
+                    where=str(self.file.path),
+                    do="Export it again.",
+                )
+            yield name, (shape[1], shape[3])
 
 
 def past_of(outputs: Mapping[str, Array]) -> dict[str, Array]:
