@@ -101,6 +101,10 @@ class CorruptFile(BadInput):
     """A file is truncated or breaks its own format."""
 
 
+class UnsafeReference(BadInput):
+    """What is given leads to a file that is no plain one of its own directory."""
+
+
 class MissingShard(BadInput):
     """The index names a file that is not there."""
 

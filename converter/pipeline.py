@@ -96,6 +96,7 @@ def convert(
 
     Raises:
         NotRepresentable: the target cannot hold what the source holds.
+        UnsafeReference: a file that would be copied is a link out of SOURCE.
         OutputExists, SamePlace: see `replaceable.check_output`.
         VerificationFailed: the files do not reproduce the source; nothing was published.
     """
@@ -105,6 +106,7 @@ def convert(
         check_output(output, source.merged.adapter.directory, overwrite=writing.overwrite)
     graph, code = writing.graph, writing.code
     plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
+    sidecar.require_copyable(source.source)
     if layout == "hooked":
         sidecar.cfg(route, plan)  # an activation that TL lacks is refused before a weight is read
     if graph is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.numpy import save_file
 
 from converter.checkpoint import open_checkpoint
 from converter.convert import hf_to_tl, tl_to_hf
-from converter.errors import ConfigError, MissingTensor, PickleRefused
+from converter.errors import ConfigError, MissingTensor, PickleRefused, UnsafeReference
 from converter.inspection import Inspection
 from tests.checkpoints import Recipe, Tensors, read_all, same, write_hf
 
@@ -196,6 +197,38 @@ def test_symlinked_source_as_in_the_hub_cache(tmp_path: Path) -> None:
     hf_to_tl(tmp_path / "snapshot", tmp_path / "tl", check=False)
     tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
     assert same(read_all(tmp_path / "back"), tensors)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "generation_config.json"])
+def test_what_links_elsewhere_is_not_copied(name: str, tmp_path: Path) -> None:
+    """A model's folder from a stranger must not bring a file of one's own into what is published."""
+    write_hf(tmp_path / "hf", RECIPE)
+    (tmp_path / "secret").write_text('{"a": 1}')
+    link = tmp_path / "hf" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to("../secret")
+    with pytest.raises(UnsafeReference, match=name) as caught:
+        hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    assert not (tmp_path / "tl").exists()
+    # the advice works
+    subprocess.run(caught.value.do.partition(": ")[2], shell=True, check=True)
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    assert not link.is_symlink()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_links_that_stay_are_followed(inside: bool, tmp_path: Path) -> None:
+    """Within the directory, or as the hub's cache has them."""
+    cache = tmp_path / "models--a--b"
+    source = cache / "snapshots/0123"
+    write_hf(source, RECIPE)
+    place = source / ".git/annex" if inside else cache / "blobs"
+    place.mkdir(parents=True)
+    (place / "abc").write_text("{}")
+    (source / "vocab.json").symlink_to(os.path.relpath(place / "abc", source))
+    hf_to_tl(source, tmp_path / "tl", check=False)
+    assert (tmp_path / "tl/vocab.json").read_text() == "{}"
+    assert not (tmp_path / "tl/vocab.json").is_symlink()
 
 
 def test_inspection(hooked: tuple[Tensors, Path]) -> None:

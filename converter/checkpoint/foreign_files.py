@@ -6,13 +6,14 @@ where there is one.
 
 from __future__ import annotations
 
+import shlex
 import stat
 import zipfile
 from pathlib import Path
 
 from converter.checkpoint.foreign_formats import UNPACK, by_beginning, by_name
 from converter.checkpoint.standard import PICKLES, holds_weights
-from converter.errors import BadInput, CorruptFile, SourceNotFound
+from converter.errors import BadInput, CorruptFile, SourceNotFound, UnsafeReference
 
 _LFS = "version https://git-lfs.github.com/spec/"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9c"  # torch.save before 1.6
@@ -105,6 +106,29 @@ def refuse_pointers(files: list[Path]) -> None:
     for path in files:
         if error := pointer(path, _head(path)):
             raise error
+
+
+def refuse_links_out(files: list[Path]) -> None:
+    """
+    Raises:
+        UnsafeReference: a file that would be copied is a link out of its directory: to a secret,
+            say, which OUTPUT would publish.
+    """
+    for path in files:
+        if _leads_away(path):
+            raise UnsafeReference(
+                f"{path.name} is a link to a file elsewhere, which would be copied into OUTPUT.",
+                where=f"{path} -> {path.resolve()}",
+                do=f"If it is meant to be: cp --remove-destination {shlex.quote(str(path.resolve()))} {shlex.quote(str(path))}",
+            )
+
+
+def _leads_away(path: Path) -> bool:
+    """Whether a file lies outside its directory. The hub's cache keeps those of snapshots/COMMIT
+    in blobs."""
+    home, target = path.parent.resolve(), path.resolve()
+    caches = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    return not any(target.is_relative_to(place) for place in (home, *caches))
 
 
 def not_weights(path: Path) -> BadInput:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from converter.checkpoint.files import Json
+from converter.checkpoint.foreign_files import refuse_links_out
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
-from converter.checkpoint.source import called
+from converter.checkpoint.source import Source, called
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 
@@ -41,6 +42,18 @@ def write(
         shutil.copyfile(path, stage / path.name)
     if source.source.tokenizer is not None and source.source.tokenizer_is_own:
         source.source.tokenizer.save_pretrained(stage)
+
+
+def require_copyable(source: Source) -> None:
+    """
+    Raises:
+        UnsafeReference: a tokenizer's file or generation_config.json is a link out of SOURCE.
+    """
+    if source.is_directory:
+        generation = source.path / "generation_config.json"
+        refuse_links_out(
+            [*source.tokenizer_files(), *([generation] if generation.is_file() else [])]
+        )
 
 
 def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:

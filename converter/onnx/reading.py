@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from converter.checkpoint.reader import SafetensorsReader
-from converter.errors import BadInput, CorruptFile, MissingShard, TensorMismatch
+from converter.errors import BadInput, CorruptFile, MissingShard, TensorMismatch, UnsafeReference
 from converter.onnx.dialect import LOGITS, MASK, POSITIONS, TOKENS
 
 _LIMIT = 2**31
@@ -39,10 +39,6 @@ _MAX_DEPTH = 16
 
 class ForeignGraph(BadInput):
     """An ONNX file that is not a language model with HF's inputs and outputs."""
-
-
-class UnsafeReference(BadInput):
-    """External data that is not a plain file beside the graph."""
 
 
 @dataclass(frozen=True)

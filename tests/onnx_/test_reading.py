@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, CorruptFile, MissingShard, TensorMismatch
+from converter.errors import BadInput, CorruptFile, MissingShard, TensorMismatch, UnsafeReference
 from converter.onnx import export, read_onnx
-from converter.onnx.reading import ForeignGraph, UnsafeReference
+from converter.onnx.reading import ForeignGraph
 
 Spoil = Callable[[onnx.ModelProto], None]
 
