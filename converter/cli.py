@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from converter import __version__
 from converter.cli_batch import batch
 from converter.cli_ending import Group, reporting
+from converter.cli_env import env, version
 from converter.cli_options import (
     converting,
     converting_whole,
@@ -29,7 +29,7 @@ EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing publis
 
 
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="neoconvert")
+@version
 def main() -> None:
     """Convert GPT-Neo checkpoints between Hugging Face and TransformerLens, and prove every file.
 
@@ -278,6 +278,7 @@ def inspect(path: str, display: Any, **reading: Any) -> Any:
 
 
 main.add_command(batch)
+main.add_command(env)
 
 
 @main.command("demo")

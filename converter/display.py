@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -288,11 +288,15 @@ class Display:
         ]  # fmt: skip
         if graph := facts["onnx"]:
             rows.append(("graph", shown(graph_line(graph))))
-        table = Table(box=None, show_header=False, pad_edge=False)
-        for name, value in rows:
-            table.add_row(f"  {name}", str(value))
-        self.console.print(table)
+        self.rows(rows)
         names = Table("  tensor", "dtype", "shape", box=None, pad_edge=False)
         for name, dtype, shape in by_block(checkpoint):
             names.add_row(f"  {shown(name)}", dtype, shape)
         self.console.print(names)
+
+    def rows(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Names and values, the values as rich's markup."""
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for name, value in rows:
+            table.add_row(f"  {name}", value)
+        self.console.print(table)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.dtypes import NAMES
+from converter.output import shown
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -104,6 +105,22 @@ def departures(changed_files: dict[str, str]) -> Iterator[str]:
             yield f"{name}, which neoconvert.json lists, is not there"
         else:
             yield f"{name} was changed since neoconvert wrote it"
+
+
+def environment(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values of `environment.describe`."""
+    yield "neoconvert", facts["neoconvert"]
+    yield "Python", facts["python"]
+    yield "system", facts["system"]
+    memory = f", {size(facts['memory'])} of memory" if facts["memory"] else ""
+    yield "machine", f"{facts['cores']} cores{memory}"
+    yield "devices", shown(", ".join(facts["devices"]))
+    yield "onnxruntime", ", ".join(facts["onnxruntime"]) or "none"
+    yield "TransformerLens", f"has {' and '.join(facts['transformer_lens']) or 'neither class'}"
+    yield "variables", ", ".join(f"{k}={v}" for k, v in facts["variables"].items()) or "none"
+    for problem in facts["problems"]:
+        yield "[red]problem[/]", shown(problem)
+    yield from facts["libraries"].items()
 
 
 def origin(provenance: dict[str, object] | None) -> str:

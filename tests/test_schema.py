@@ -58,6 +58,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
         "explain": run("explain", hf, root / "tl"),
         "explain different": run("explain", hf, other),
         "inspect": run("inspect", root / "tl"),
+        "env": run("env"),
         "error": run("hf-to-tl", root / "nothing", root / "out", code=3),
         **{name: json.loads(text) for name, text in batch.items()},
         "usage error": run("hf-to-tl", hf, root / "tl", code=2),

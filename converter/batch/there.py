@@ -12,6 +12,7 @@ from converter.checkpoint.record import bears_seal, changes
 from converter.checkpoint.source import PROVENANCE
 from converter.checkpoint.workspace import is_workspace
 from converter.dtypes import sha256
+from converter.environment import versions
 from converter.errors import BadInput
 from converter.request import Request
 
@@ -37,7 +38,7 @@ def record_at(output: Path) -> dict[str, Any] | None:
 def other_request(record: Mapping[str, Any], request: Request) -> str | None:
     """How what was made differs from what is asked for, short of its source: a sentence."""
     was = record.get("versions", {}).get("neoconvert")
-    now = provenance.versions().get("neoconvert")
+    now = versions().get("neoconvert")
     if was != now:
         return f"neoconvert {was} made it, and this is {now}"
     options, asked = record.get("options") or {}, request.to_json()

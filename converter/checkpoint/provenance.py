@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from converter.checkpoint.record import sha256_of as file_sha256
 from converter.checkpoint.source import ATTESTATION, PROVENANCE
 from converter.dtypes import NAMES
 from converter.dtypes import sha256 as sha256_of
+from converter.environment import versions
 
 if TYPE_CHECKING:
     from converter.checkpoint.checkpoint import Checkpoint
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _SMALL = 2**18
 """Bytes: biases and LayerNorms of any model, and the matrices of small ones."""
-LIBRARIES = ("numpy", "safetensors", "torch", "transformers", "transformer-lens", "onnxruntime")
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the libraries that matter, from package metadata (no imports)."""
-    found = {}
-    for name in ("neoconvert", *LIBRARIES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def digest(sha256: Mapping[str, str]) -> str:
