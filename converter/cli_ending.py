@@ -87,7 +87,10 @@ def _published() -> list[Path]:
 
 
 def _say_interrupted() -> None:
-    done = ", ".join(inert(str(path)) for path in _published())
+    published = _published()
+    done = ", ".join(inert(str(path)) for path in published[-3:])
+    if len(published) > 3:
+        done = f"{len(published)} outputs, the last of them {done}"
     click.echo(f"Interrupted; {done or 'nothing'} was published.", err=True)
 
 

@@ -355,10 +355,11 @@ def test_killed_in_the_middle(sign: signal.Signals, jobs: int) -> None:
     checkpoints(1, 2, 3)
     path = manifest(row())
     with start("time.sleep(60)", path, "--jobs", jobs) as running:
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["output"] == "tl/checkpoint-1"
         deadline = time.monotonic() + 60
-        done = Path("tl/checkpoint-1/neoconvert.json")
-        while not (Path("reached").exists() and done.exists()):
-            assert time.monotonic() < deadline, running.communicate(timeout=5)
+        while not Path("reached").exists():
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         running.send_signal(sign)
         _, err = running.communicate(timeout=30)
@@ -370,6 +371,7 @@ def test_killed_in_the_middle(sign: signal.Signals, jobs: int) -> None:
             assert time.monotonic() < deadline, "a worker outlives its run"
             time.sleep(0.05)
     else:
+        assert "tl/checkpoint-1" in err
         assert not any(name.startswith(".") for name in os.listdir("tl"))
     before = {name: data for name, data in files().items() if "/checkpoint-1/" in name}
     again = status(batch(path))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from converter import interrupts, parallel
 from converter.batch.job import Job, Outcome, attempt, failed
+from converter.checkpoint.publish import PUBLISHED
 from converter.checkpoint.workspace import LIVE, clean
 from converter.errors import CannotDoHere
 from converter.interrupts import GRACE_S, Interrupted
@@ -116,6 +117,8 @@ def _spread(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
                     workers[workers.index(worker)] = worker = _Worker(processes)
                 if waiting:
                     worker.give(waiting.popleft())
+                if outcome.status == "converted":
+                    PUBLISHED.append(outcome.job.output)
                 yield outcome
     finally:
         for worker in workers:
