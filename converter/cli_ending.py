@@ -33,6 +33,7 @@ class Group(click.Group):
                 with handled(_give_up):
                     return super().main(*args, **extra)
             except Interrupted as interrupt:
+                _abandon()  # it may have come where nothing was ready for it yet
                 _say_interrupted()
                 sys.exit(interrupt.exit_code)
 
@@ -94,12 +95,14 @@ def _say_interrupted() -> None:
     click.echo(f"Interrupted; {done or 'nothing'} was published.", err=True)
 
 
+def _abandon() -> None:
+    if module := sys.modules.get("converter.checkpoint.workspace"):
+        module.abandon()
+
+
 def _give_up() -> None:
     """The main thread hangs in a library: tidy in its place."""
-    if module := sys.modules.get("converter.checkpoint.workspace"):
-        for place in list(module.LIVE.values()):
-            with contextlib.suppress(Exception):
-                place.close()
+    _abandon()
     done = "nothing" if not _published() else "what was finished"
     with contextlib.suppress(OSError):
         os.write(2, f"Interrupted; {done} was published.\n".encode())

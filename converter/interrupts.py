@@ -21,6 +21,8 @@ _WHOLE = threading.RLock()
 """Held during a step that must be whole."""
 _pending: list[int] = []
 _depth = 0
+_raised = False
+"""One came already: what it interrupts is being tidied, and ends in time whatever comes."""
 
 
 class Interrupted(BaseException):
@@ -34,7 +36,7 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """A step that must be whole: a signal that comes meanwhile is raised after it."""
-    global _depth
+    global _depth, _raised
     with _WHOLE:
         _depth += 1
         try:
@@ -42,6 +44,7 @@ def held() -> Iterator[None]:
         finally:
             _depth -= 1
     if _pending and not _depth:
+        _raised = True
         raise Interrupted(_pending.pop())
 
 
@@ -56,7 +59,9 @@ def handled(give_up: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    global _raised
     _pending.clear()
+    _raised = False
     before: dict[signal.Signals, Any] = {}
     reading, writing = socket.socketpair()
     writing.setblocking(False)
@@ -81,10 +86,12 @@ def handled(give_up: Callable[[], None]) -> Iterator[None]:
 
 
 def _on_signal(signum: int, _frame: FrameType | None) -> None:
+    global _raised
     if _depth:
         _pending.append(signum)
-        return
-    raise Interrupted(signum)
+    elif not _raised:
+        _raised = True
+        raise Interrupted(signum)
 
 
 def _watch(reading: socket.socket, ended: threading.Event, give_up: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from converter import interrupts, parallel
 from converter.batch.job import Job, Outcome, attempt, failed
 from converter.checkpoint.publish import PUBLISHED
-from converter.checkpoint.workspace import LIVE, clean
+from converter.checkpoint.workspace import abandon, clean
 from converter.errors import CannotDoHere
 from converter.interrupts import GRACE_S, Interrupted
 
@@ -66,10 +66,12 @@ class _Worker:
             self.process.join()
             return failed(job, _killed(job, self.process.exitcode)), False
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.connection.close()
         if self.job is not None:
             self.process.terminate()
+
+    def join(self) -> None:
         self.process.join(GRACE_S + 2)
         if self.process.is_alive():
             self.process.kill()
@@ -122,7 +124,9 @@ def _spread(jobs: Sequence[Job], processes: int) -> Iterator[Outcome]:
                 yield outcome
     finally:
         for worker in workers:
-            worker.close()
+            worker.end()
+        for worker in workers:
+            worker.join()
 
 
 def _work(connection: Connection, share: int) -> None:
@@ -130,13 +134,12 @@ def _work(connection: Connection, share: int) -> None:
     os.dup2(2, 1)  # stdout is for what the batch says; libraries print where they like
     parallel.share_among(share)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(Interrupted), interrupts.handled(_tidy):
-        while True:
-            try:
-                job = connection.recv()
-            except (EOFError, OSError):
-                return
-            connection.send(attempt(job))
+    try:
+        with suppress(EOFError, OSError, Interrupted), interrupts.handled(abandon):
+            while True:
+                connection.send(attempt(connection.recv()))
+    finally:
+        abandon()
 
 
 def _end_with_parent() -> None:
@@ -145,12 +148,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _tidy() -> None:
-    for place in list(LIVE.values()):
-        with suppress(Exception):
-            place.close()
 
 
 def outputs_apart(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:

@@ -42,10 +42,10 @@ class Workspace:
             if lock(self._lock) is not False and (self.folder / LOCK).exists():
                 break
             os.close(self._lock)
-        LIVE[self.folder] = self
         self.note: dict[str, Any] = {"neoconvert": 1, "output": name}
         self.new, self.old = self.folder / "new", self.folder / "old"
         self.file = parent / f"{self.folder.name.removesuffix(SUFFIX)}.new"
+        LIVE[self.folder] = self
         self.new.mkdir()
         self.say(new=identity(self.new))
 
@@ -65,6 +65,13 @@ class Workspace:
         if not kept:
             _discard(self.folder)
         return kept
+
+
+def abandon() -> None:
+    """Settle what this process still has open, because it ends."""
+    for place in list(LIVE.values()):
+        with suppress(Exception):
+            place.close()
 
 
 def clean(parent: Path) -> list[str]:
