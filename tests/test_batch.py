@@ -161,9 +161,7 @@ def test_another_option_is_noticed(option: str, value: Any, said: str) -> None:
 def test_another_version_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints(1)
     batch(manifest(row()))
-    from converter.checkpoint import provenance
-
-    monkeypatch.setattr(provenance, "versions", lambda: {"neoconvert": "9.0"})
+    monkeypatch.setattr("converter.batch.there.versions", lambda: {"neoconvert": "9.0"})
     lines = batch(manifest(row()), code=2)
     assert "made it, and this is 9.0" in lines[0]["error"]["what"]
 
