@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.publish import adding
+from converter.checkpoint.record import bears_seal
 from converter.checkpoint.replaceable import require_free
 from converter.choices import flags, of_kind, one_of
-from converter.errors import UsageError, VerificationFailed
+from converter.errors import NeoconvertError, UsageError, VerificationFailed
 from converter.request import Checking
 from converter.routing import plain
 from converter.verification import Verification
@@ -104,17 +106,22 @@ class Graph:
         require_activation(config.act_fn)
 
     def write(self, checkpoint: Checkpoint, made: dict[str, Any]) -> ExportResult:
-        """Add the graph to the directory of a checkpoint's weights."""
-        from converter.onnx import export
+        """Add the graph to the directory of a checkpoint's weights, and what onnxruntime-genai opens
+        it by."""
+        from converter.onnx import export, genai
 
         directory, name = checkpoint.directory, "model.onnx"
         if self.client:
             directory /= _FOLDER
             name = "model_fp16.onnx" if checkpoint.dtype == "F16" else name
-        return export(
+        result = export(
             checkpoint, directory, weights=self.weights, with_past=self.with_past,
             hooks=self.hooks, file_name=name, made=made,
         )  # fmt: skip
+        if self.with_past:
+            graph = result.path.relative_to(checkpoint.directory).as_posix()
+            genai.write(checkpoint.directory / genai.GENAI, checkpoint, graph)
+        return result
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,8 @@ def add_graph(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Addition:
-    """Add model.onnx beside a checkpoint's own weights, which it shares. Nothing else changes.
+    """Add model.onnx beside a checkpoint's own weights, which it shares, and genai_config.json where
+    no other is. Nothing else changes.
 
     Args:
         checking: how it is run in onnxruntime before it gets its name, against the checkpoint.
@@ -211,7 +219,27 @@ def add_graph(
             require_verified(verification)
         source.source.require_unchanged()
     result = replace(written, path=path, written=(path,))
-    return Addition(source, path, result, verification, tuple(stage.warnings))
+    warnings = (*stage.warnings, *_renew_genai(source, path, with_past=graph.with_past))
+    return Addition(source, path, result, verification, warnings)
+
+
+def _renew_genai(source: Checkpoint, graph: Path, *, with_past: bool) -> Iterator[str]:
+    """Have genai_config.json be of this graph, which is published: what fails is a warning."""
+    from converter.onnx import genai
+
+    path = graph.parent / genai.GENAI
+    if os.path.lexists(path) and not bears_seal(path):
+        yield f"{genai.GENAI} is not neoconvert's, and was left as it is"
+        return
+    try:
+        if with_past:
+            with adding(path, overwrite=True) as stage:
+                genai.write(stage.path, source, graph.name)
+            yield from stage.warnings
+        else:
+            path.unlink(missing_ok=True)
+    except (NeoconvertError, OSError) as error:
+        yield f"{genai.GENAI} could not be written: {error}"
 
 
 def require_verified(verification: Verification) -> None:

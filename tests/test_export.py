@@ -53,6 +53,7 @@ def test_beside_its_own_weights(here: Path) -> None:
     document = as_json("export-onnx", here)
     after = contents(here)
     graph = after.pop("model.onnx")
+    assert after.pop("genai_config.json")
     assert after == before
     assert len(graph) < 60_000
     assert document["output"] == str(here / "model.onnx")
@@ -177,7 +178,7 @@ def test_for_transformers_js(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     as_json("export-onnx", model, out, "--for", "transformers-js", "--effort", "quick")
     assert sorted(contents(out)) == [
-        "config.json", "generation_config.json", "neoconvert.intoto.jsonl", "neoconvert.json",
+        "config.json", "genai_config.json", "generation_config.json", "neoconvert.intoto.jsonl", "neoconvert.json",
         "onnx/model.onnx", "onnx/model.onnx_data",
     ]  # fmt: skip
     config = json.loads((out / "config.json").read_text())

@@ -10,10 +10,10 @@ TOTAL = "past_sequence_length + sequence_length"
 TOKENS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
 
 
-def past_name(layer: int, what: str) -> str:
+def past_name(layer: int | str, what: str) -> str:
     """`what`: "key" or "value"."""
     return f"past_key_values.{layer}.{what}"
 
 
-def present_name(layer: int, what: str) -> str:
+def present_name(layer: int | str, what: str) -> str:
     return f"present.{layer}.{what}"
