@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.models import random_hf
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = ROOT / "scripts/pipelines"
+ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -59,24 +62,103 @@ def test_readme_shows_the_files_that_are_tested(name: str) -> None:
     assert (SNIPPETS / name).read_text(encoding="utf-8") in README
 
 
+def step(name: str) -> dict[str, Any]:
+    """Of the action."""
+    found: dict[str, Any] = next(s for s in ACTION["runs"]["steps"] if s.get("name") == name)
+    return found
+
+
+def filled(text: str, inputs: dict[str, str]) -> str:
+    """Its expressions as a runner fills them in: only inputs are named, so that no text of a pull
+    request becomes code."""
+    return re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: inputs[found[1]], text)
+
+
+def act(project: Path, asked: dict[str, str]) -> int:
+    """The action's own step, as a runner does it, with what a workflow gives it."""
+    inputs = {name: given.get("default", "") for name, given in ACTION["inputs"].items()} | asked
+    verify = step("Verify")
+    assert "${{" not in verify["run"]
+    environment = {name: filled(text, inputs) for name, text in verify["env"].items()}
+    files = {name: str(project / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    return run(["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", verify["run"]], project, **files, **environment)  # fmt: skip
+
+
+def asked_by_the_workflow() -> dict[str, str]:
+    steps = load("github-actions.yml")["jobs"]["verify"]["steps"]
+    given: dict[str, str] = next(s["with"] for s in steps if "neoconvert" in s["uses"])
+    return given
+
+
 @pytest.mark.parametrize("sound", [True, False])
-def test_github_actions(project: Path, sound: bool) -> None:
+def test_the_github_action(project: Path, sound: bool) -> None:
     if not sound:
         spoil(project)
-    workflow = load("github-actions.yml")
-    step = next(s for s in workflow["jobs"]["verify"]["steps"] if s.get("name") == "Verify")
-    assert run(step["run"], project, **workflow["env"]) == (0 if sound else 1)
-    # Both are kept as evidence, most of all where it failed.
-    assert json.loads((project / "verification.json").read_text())["passed"] is sound
-    assert "<html" in (project / "report.html").read_text()
+    assert act(project, asked_by_the_workflow()) == (0 if sound else 1)
+    assert (project / "GITHUB_OUTPUT").read_text() == f"passed={str(sound).lower()}\n"
+    # All of it is kept as evidence, most of all where it failed.
+    kept = project / filled(step("Keep the evidence")["with"]["path"], {"evidence": "neoconvert"})
+    assert json.loads((kept / "verification.json").read_text())["passed"] is sound
+    assert "<html" in (kept / "report.html").read_text()
+    summary = (project / "GITHUB_STEP_SUMMARY").read_text()
+    assert summary == (kept / "summary.md").read_text()
+    assert "models/neo-tl against models/neo" in summary
+    assert ("NOT VERIFIED" in summary) is not sound
+
+
+def test_the_action_runs_nothing_that_it_is_given(project: Path) -> None:
+    hostile = "$(touch hacked) `touch hacked`; touch hacked"
+    asked = {"original": hostile, "artifact": hostile, "arguments": "; touch hacked *"}
+    assert act(project, asked) == 2
+    assert not (project / "hacked").exists()
+
+
+def test_the_workflow_gives_what_the_action_takes() -> None:
+    asked, takes = asked_by_the_workflow(), ACTION["inputs"]
+    assert set(asked) <= set(takes)
+    assert {name for name, given in takes.items() if given.get("required")} <= set(asked)
+    assert re.search(r"pip install .*\$GITHUB_ACTION_PATH", step("Install")["run"])
+
+
+@pytest.mark.skipif(
+    find_spec("check_jsonschema") is None, reason="needs check-jsonschema (the dev extra)"
+)
+@pytest.mark.parametrize(
+    ("schema", "path"),
+    [
+        ("github-actions", ROOT / "action.yml"),
+        ("github-workflows", SNIPPETS / "github-actions.yml"),
+    ],
+)
+def test_github_accepts_them(schema: str, path: Path, tmp_path: Path) -> None:
+    def check(file: Path) -> int:
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+        return run([*command, str(file)], tmp_path)
+
+    assert check(path) == 0
+    spoilt = tmp_path / "spoilt.yml"
+    spoilt.write_text(path.read_text().replace("runs", "walks"))
+    assert check(spoilt) == 1
 
 
 @pytest.mark.parametrize("sound", [True, False])
 def test_pre_commit(project: Path, sound: bool) -> None:
+    """The hook comes from a repository at a revision, as for everyone; here one on this disk."""
     if not sound:
         spoil(project)
-    shutil.copy(SNIPPETS / "pre-commit-config.yaml", project / ".pre-commit-config.yaml")
-    assert run("git init -q . && git add -A", project) == 0
+    hooks = project / "hooks"
+    hooks.mkdir()
+    shutil.copy(ROOT / ".pre-commit-hooks.yaml", hooks)
+    commit = "git -c user.name=x -c user.email=x@example.org commit -qm x"
+    tag = load("pre-commit-config.yaml")["repos"][0]["rev"]
+    assert run(f"git init -q . && git add -A && {commit} && git tag {tag}", hooks) == 0
+    validate = [sys.executable, "-m", "pre_commit", "validate-manifest", ".pre-commit-hooks.yaml"]
+    assert run(validate, hooks) == 0
+    config = (SNIPPETS / "pre-commit-config.yaml").read_text(encoding="utf-8")
+    config, times = re.subn(r"https://\S+/neoconvert", str(hooks), config)
+    assert times == 1
+    (project / ".pre-commit-config.yaml").write_text(config)
+    assert run("git init -q . && git add .pre-commit-config.yaml models", project) == 0
     command = [sys.executable, "-m", "pre_commit", "run", "--all-files"]
     cache = str(project / ".cache")
     assert run(command, project, PRE_COMMIT_HOME=cache) == (0 if sound else 1)
