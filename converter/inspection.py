@@ -25,9 +25,14 @@ def changed_files(checkpoint: Checkpoint, *, largest: float = math.inf) -> dict[
     """Files of its directory that are not what neoconvert.json beside them records: by name,
     "changed" or "missing". `largest`: see `record.changes`."""
     source = checkpoint.source
+    directory = source.path
     if not source.is_directory:
-        return {}
-    found = changes(source.path, largest=largest)
+        if checkpoint.graph is None:  # a bare weight file's neighbours are not its own
+            return {}
+        directory = checkpoint.graph.parent
+        if directory.name == "onnx":
+            directory = directory.parent
+    found = changes(directory, largest=largest)
     if source.revision:  # of a hub's repository, not every file is fetched
         found = {name: what for name, what in found.items() if what != "missing"}
     return found

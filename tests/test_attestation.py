@@ -66,9 +66,12 @@ def test_provenance_says_what_was_asked_and_from_what(
     assert provenance["predicateType"] == "https://slsa.dev/provenance/v1"
     definition = provenance["predicate"]["buildDefinition"]
     asked = definition["externalParameters"]
-    assert (asked["source"], asked["layout"], asked["ledger"]) == ("neo", "hooked", "compact")
-    assert "fold_ln" in asked["steps"]
+    assert (asked["source"], asked["command"], asked["ledger"]) == ("neo", "hf-to-tl", "compact")
+    assert "fold_ln" in asked["process"]
     assert "check" not in asked
+    became = definition["internalParameters"]
+    assert became["applied"] == asked["process"]
+    assert not set(became) & set(asked)
     assert len({d["name"] for d in definition["resolvedDependencies"]}) > 1
     config = hashlib.sha256((root / "neo/config.json").read_bytes()).hexdigest()
     assert {"name": "neo/config.json", "digest": {"sha256": config}} in definition["resolvedDependencies"]  # fmt: skip

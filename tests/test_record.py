@@ -20,6 +20,7 @@ from converter.checkpoint.provenance import placeless
 from converter.checkpoint.record import UNSEALED, changes, rerecord, sealed
 from converter.cli import main
 from converter.demo import MODEL
+from converter.inspection import changed_files
 from tests.adapter import making
 from tests.models import random_hf
 
@@ -155,6 +156,16 @@ def test_a_record_that_leads_out_of_its_directory(tmp_path: Path) -> None:
         text = json.dumps(document | {"seal": UNSEALED})
         (tmp_path / "out/neoconvert.json").write_bytes(sealed(text.encode()))
         assert changes(tmp_path / "out") == {name: "missing"}
+
+
+@pytest.mark.parametrize("client", [None, "transformers-js"])
+def test_beside_a_graph(client: str | None, source: Path, tmp_path: Path) -> None:
+    graph = converter.Graph("external", client=client)
+    converter.bake(source, tmp_path / "out", graph=graph, check=False)
+    (path,) = (tmp_path / "out").rglob("model.onnx")
+    assert changed_files(converter.open_artifact(path)) == {}
+    _flip(tmp_path / "out/tokenizer.json")
+    assert changed_files(converter.open_artifact(path)) == {"tokenizer.json": "changed"}
 
 
 def test_inspect_and_verify_say_it(source: Path, tmp_path: Path) -> None:

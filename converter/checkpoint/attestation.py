@@ -52,17 +52,20 @@ def _provenance(document: dict[str, Any]) -> dict[str, Any]:
     asked = {
         "source": source["given"],
         "revision": source["revision"],
-        "layout": document["output"]["layout"],
-        "route": document["route"],
-        "steps": document["steps"],
-        "reverse": document["reverse"],
         "adapter": source.get("adapter", {}).get("given"),
         **options,
+    }
+    became = {
+        "route": document["route"],
+        "applied": document["steps"],
+        "undone": document["reverse"],
+        "written": document["output"]["layout"],
     }
     return {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
-            "externalParameters": {k: v for k, v in asked.items() if v not in (None, [], "none")},
+            "externalParameters": {k: v for k, v in asked.items() if v is not None},
+            "internalParameters": became,
             "resolvedDependencies": list(_dependencies(document)),
         },
         "runDetails": {"builder": {"id": BUILDER, "version": document["versions"]}},
