@@ -91,6 +91,14 @@ def test_the_result_names_every_test(result: dict[str, Any], root: Path) -> None
     assert predicate["configuration"][0]["annotations"]["effort"] == "quick"
 
 
+def test_a_verification_says_nothing_of_places(root: Path) -> None:
+    """With a graph and a processed model: every runtime, every link."""
+    for name in ("neoconvert.json", "neoconvert.intoto.jsonl"):
+        text = (root / "verified" / name).read_text()
+        for place in (str(root), ".partial", str(Path.home()), sys.prefix):
+            assert place not in text, (name, place)
+
+
 def test_what_was_not_verified_has_no_result(root: Path) -> None:
     assert [s["predicateType"] for s in statements(root / "unverified")] == [
         "https://slsa.dev/provenance/v1"
