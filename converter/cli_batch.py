@@ -270,7 +270,7 @@ def batch(manifest: Path, display: Any, **options: Any) -> Any:
     hf-to-tl,runs/checkpoint-*,tl/{name},default
     hf-to-tl,roneneldan/TinyStories-33M@main,tl/{name},
 
-    Exit code 0 if all is there, 75 if what failed may pass (run again), else that of the worst.
+    Exit code 0 if all is there, 75 if running again may do more, else that of the worst failure.
     """
     group = click.get_current_context().find_root().command
     assert isinstance(group, click.Group)

@@ -276,14 +276,15 @@ def test_what_may_pass_is_told_apart(error: Exception, monkeypatch: pytest.Monke
     assert status(batch(path)) == {"checkpoint-1": "converted", "checkpoint-2": "there"}
 
 
-def test_a_failure_that_stays_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exit_code_says_whether_to_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints(1, 2)
     Path("runs/checkpoint-2/config.json").write_text("{")
     full = OSError(errno.ENOSPC, "No space left on device", "x")
-    monkeypatch.setattr(converter.batch.job, "run", lambda *_: (_ for _ in ()).throw(full))
-    assert batch(manifest(row()), code=3)[-1]["summary"]["failed"] == {
-        "transient": 1, "permanent": 1,
-    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(converter.batch.job, "run", lambda *_: (_ for _ in ()).throw(full))
+        both = batch(manifest(row()), code=75)[-1]
+    assert both["summary"]["failed"] == {"transient": 1, "permanent": 1}
+    assert batch(manifest(row()), code=3)[-1]["summary"]["converted"] == 1
 
 
 def test_equal_sources_are_reported() -> None:

@@ -181,3 +181,35 @@ def test_make(project: Path) -> None:
     assert run(goal, project) == 0
     assert run([*goal, "--question"], project) == 0  # nothing is left to do
     assert json.loads((project / "verification.json").read_text())["passed"] is True
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for i in range(3):
+        random_hf(tmp_path / f"runs/checkpoint-{i}", seed=i)
+    weights = tmp_path / "runs/checkpoint-1/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("snakemake") is None, reason="snakemake is not installed")
+def test_snakemake(runs: Path) -> None:
+    shutil.copy(SNIPPETS / "Snakefile", runs)
+    goal = ["snakemake", "--cores", "2", "--config", "per_job=2"]
+    assert run(goal, runs) == 0
+    lines = [json.loads(x) for p in runs.glob("sweep/*.jsonl") for x in p.read_text().splitlines()]
+    status = {Path(line["source"]).name: line["status"] for line in lines if "status" in line}
+    assert status == {
+        "checkpoint-0": "converted", "checkpoint-1": "failed", "checkpoint-2": "converted",
+    }  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in runs.glob("sweep/*.jsonl")}
+    assert run(goal, runs) == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.glob("sweep/*.jsonl")} == before
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_ray(runs: Path) -> None:
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(runs)}
+    command = [sys.executable, str(SNIPPETS / "sweep_ray.py")]
+    assert run(command, runs, **environment) == 0
+    assert sorted(os.listdir(runs / "tl")) == ["checkpoint-0", "checkpoint-2"]

@@ -8,7 +8,7 @@ from typing import Any
 from converter.batch.job import Outcome
 
 AGAIN = 75
-"""The exit code where every failure is one that may pass: sysexits' EX_TEMPFAIL."""
+"""The exit code where a failure may pass: sysexits' EX_TEMPFAIL."""
 _WORST = (70, 1, 3, 4, 2)
 """The exit codes of failures that stay, the one that says most first."""
 
@@ -45,12 +45,11 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """0: all is there. 75: the same command may do what is left. Else as that of a single
-        command: the worst of the failures that stay."""
-        for code in _WORST:
-            if code in self._codes:
-                return code
-        return AGAIN if self.counts["transient"] else 0
+        """0: all is there. 75: the same command may do some of what is left. Else that of the
+        worst failure, as of a command of its own."""
+        if self.counts["transient"]:
+            return AGAIN
+        return next((code for code in _WORST if code in self._codes), 0)
 
     def to_json(self) -> dict[str, Any]:
         """The last line that `--json` prints."""
