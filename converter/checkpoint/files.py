@@ -182,9 +182,11 @@ def _open(path: Path, allow_pickle: bool) -> Reader:
 def read_json(path: Path) -> Json:
     """A JSON object from a file. ConfigError if it is none, CorruptFile if it is too large."""
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_JSON_BYTES + 1)
+        if len(content) > _MAX_JSON_BYTES:
             raise CorruptFile("The JSON file is over 64 MiB.", where=str(path), do="Do not use it.")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         if error := pointer(path, text):
             raise error
         value = json.loads(text)

@@ -17,7 +17,7 @@ from converter.errors import BadInput, CorruptFile, SourceNotFound, UnsafeRefere
 
 _LFS = "version https://git-lfs.github.com/spec/"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9c"  # torch.save before 1.6
-_HEAD = 512
+_HEAD, _LARGEST = 512, 128 * 2**20
 
 
 def refuse_foreign(path: Path) -> None:
@@ -108,13 +108,20 @@ def refuse_pointers(files: list[Path]) -> None:
             raise error
 
 
-def refuse_links_out(files: list[Path]) -> None:
+def refuse_to_copy(files: list[Path]) -> None:
     """
     Raises:
         UnsafeReference: a file that would be copied is a link out of its directory: to a secret,
             say, which OUTPUT would publish.
+        CorruptFile: it is larger than any tokenizer's.
     """
     for path in files:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise CorruptFile(
+                f"{path.name} is {size:,} bytes large, as no tokenizer's file is.",
+                where=str(path),
+                do="Download it again, or take it out of the directory.",
+            )
         if _leads_away(path):
             raise UnsafeReference(
                 f"{path.name} is a link to a file elsewhere, which would be copied into OUTPUT.",

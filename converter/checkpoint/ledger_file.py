@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from converter.checkpoint.reader import open_safetensors
 from converter.checkpoint.source import LEDGER
 from converter.dtypes import sha256
 from converter.errors import CorruptFile
@@ -102,10 +103,11 @@ class LedgerFile:
         if prefix not in self.units:
             raise self._strange(f"it has no unit {prefix!r}")
         try:
-            with safe_open(self.path, framework="numpy") as file:
+            with open_safetensors(self.path) as file:
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
                 arrays = {name: file.get_tensor(name) for name in names}
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+            # The last two: a dtype that NumPy lacks.
             raise self._strange(str(error)) from error
         for name, array in arrays.items():
             if sha256(array) != self.array_sha256.get(name, sha256(array)):
@@ -140,7 +142,7 @@ def open_ledger(directory: Path) -> LedgerFile | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="numpy") as file:
+        with open_safetensors(path) as file:
             return _parsed(json.loads((file.metadata() or {})["ledger"]), path)
     except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -20,6 +20,7 @@ from converter.errors import CannotDoHere, CorruptFile, PickleRefused
 _ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)."
 _DEPTH = 12
 _MAX_JSON = 2**20
+_MOST_VALUES, _LONGEST_PICKLE = 300_000, 8 * 2**20
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _PARALLEL = re.compile(r"ShardedTensor|DTensor|device_mesh", re.IGNORECASE)
 _MODEL = re.compile(
@@ -62,7 +63,7 @@ class PickleReader(TorchReader):
         content = load(path)
         self.entries, self.configs = {}, []
         tensors: dict[str, Any] = {}
-        for entry, value in _walk(content, ()):
+        for entry, value in _walk(content, (), _steps(path)):
             name = ".".join(entry)
             if isinstance(value, Mapping):
                 self.configs.append((entry, plain(dict(value))))
@@ -94,6 +95,9 @@ def load(path: str | Path) -> Any:
             do="Install torch 2.10 or later, or save the checkpoint as safetensors.",
         )
     _refuse_archives(path)
+    with open(path, "rb") as file:
+        if file.read(1) not in (b"\x80", b"P"):  # a tar archive, say, which torch would unpack
+            raise _refusal(path, "")
     try:
         with torch.serialization.safe_globals(_inert()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
@@ -176,6 +180,12 @@ def _refuse_archives(path: Path) -> None:
         raise CorruptFile(
             "The file is a TorchScript program, not a state dict.", where=str(path), do=_ALONE
         )
+    if any(e.filename.endswith("/data.pkl") and e.file_size > _LONGEST_PICKLE for e in entries):
+        raise CorruptFile(
+            "The archive's pickle is larger than the names and settings of any model.",
+            where=str(path),
+            do=_ALONE,
+        )
     total = sum(entry.file_size for entry in entries)
     if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or total > path.stat().st_size:
         raise CorruptFile(
@@ -185,10 +195,27 @@ def _refuse_archives(path: Path) -> None:
         )
 
 
-def _walk(value: Any, entry: Entry, above: tuple[int, ...] = ()) -> Iterator[tuple[Entry, Any]]:
+def _steps(path: Path) -> Iterator[int]:
+    """As many as a walk may take: a few lists that hold one another many times have billions.
+
+    Raises:
+        CorruptFile: after the last.
+    """
+    yield from range(_MOST_VALUES)
+    raise CorruptFile(
+        f"The file holds more than {_MOST_VALUES:,} values, of which a model has none.",
+        where=str(path),
+        do=_ALONE,
+    )
+
+
+def _walk(
+    value: Any, entry: Entry, steps: Iterator[int], above: tuple[int, ...] = ()
+) -> Iterator[tuple[Entry, Any]]:
     """Every tensor, and every dict that looks like a model's config, with the keys that lead there."""
     import torch
 
+    next(steps)
     if isinstance(value, torch.Tensor):
         yield entry, value
         return
@@ -200,7 +227,7 @@ def _walk(value: Any, entry: Entry, above: tuple[int, ...] = ()) -> Iterator[tup
     if _is_config(dict(items)):
         yield entry, dict(items)
     for key, child in items:
-        yield from _walk(child, (*entry, str(key)), (*above, id(value)))
+        yield from _walk(child, (*entry, str(key)), steps, (*above, id(value)))
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:

@@ -80,7 +80,7 @@ class SafetensorsReader(Reader):
         self.places: dict[str, tuple[int, int]] = {}
         """Each tensor's offset from the beginning of the file, and its bytes."""
         try:
-            with safe_open(path, framework="numpy") as file:
+            with open_safetensors(path) as file:
                 # safetensors.torch.save_model notes the names of shared tensors that it drops.
                 self.aliases: dict[str, str] = file.metadata() or {}
                 offset = 8 + int.from_bytes(_head(path, 8), "little")
@@ -141,6 +141,25 @@ def read_at(stored: Stored, offset: int) -> np.ndarray:
             do="The file changed while it was being read; run again when nothing writes to it.",
         )
     return result
+
+
+_MOST_TENSORS, _LONGEST_HEADER = 100_000, 16 * 2**20
+
+
+def open_safetensors(path: Path) -> Any:
+    """What the safetensors library makes of a file, to be used as a context manager.
+
+    Raises:
+        SafetensorError: it refuses the file; or the header is longer than any GPT-Neo's, which would
+            take many times its length in memory.
+        OSError: the file cannot be read.
+    """
+    if (length := int.from_bytes(_head(path, 8), "little")) > _LONGEST_HEADER:
+        raise SafetensorError(f"its header is {length:,} bytes long")
+    file: Any = safe_open(path, framework="numpy")
+    if (count := len(file.keys())) > _MOST_TENSORS:
+        raise SafetensorError(f"it names {count:,} tensors")
+    return file
 
 
 def _head(path: Path, n: int) -> bytes:

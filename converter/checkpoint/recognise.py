@@ -235,11 +235,23 @@ def _without(unknown: list[str], reading: Reading, own: int) -> str:
     """Which tensors are not these, in Python: by what their names begin with, where no weight's does."""
     names = [name.split(".")[own:] for name in unknown]
     known = [r.name.split(".")[own:] for reads in reading.reads.values() for r in reads]
+    theirs, ours = _beginnings(names, known), _beginnings(known, names)
+    if len(theirs) > _MANY > len(ours):
+        return f"k.startswith({ours!r})"
+    return f"not k.startswith({theirs!r})"
+
+
+_MANY = 10
+
+
+def _beginnings(names: list[list[str]], others: list[list[str]]) -> tuple[str, ...]:
+    """What some names begin with, and no other does."""
+    taken = {tuple(name[:n]) for name in others for n in range(len(name) + 1)}
     begins: dict[str, None] = {}
     for name in names:
-        length = next(n for n in range(1, len(name) + 1) if all(k[:n] != name[:n] for k in known))
+        length = next(n for n in range(1, len(name) + 2) if tuple(name[:n]) not in taken or n > len(name))  # fmt: skip
         begins[".".join(name[:length])] = None
-    return f"not k.startswith({tuple(begins)!r})"
+    return tuple(begins)
 
 
 def _notes(reading: Reading, entry: Entry, readers: tuple[Reader, ...]) -> list[str]:

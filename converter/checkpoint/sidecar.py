@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from converter.checkpoint.files import Json
-from converter.checkpoint.foreign_files import refuse_links_out
+from converter.checkpoint.foreign_files import refuse_to_copy
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import Source, called
@@ -47,13 +47,11 @@ def write(
 def require_copyable(source: Source) -> None:
     """
     Raises:
-        UnsafeReference: a tokenizer's file or generation_config.json is a link out of SOURCE.
+        BadInput: see `refuse_to_copy`, of the tokenizer's files and generation_config.json.
     """
     if source.is_directory:
         generation = source.path / "generation_config.json"
-        refuse_links_out(
-            [*source.tokenizer_files(), *([generation] if generation.is_file() else [])]
-        )
+        refuse_to_copy([*source.tokenizer_files(), *([generation] if generation.is_file() else [])])
 
 
 def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:

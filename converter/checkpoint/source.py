@@ -145,7 +145,7 @@ def find(
     beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
     opened = {*files.weights, *(directory / name for name in (*beside, *TOKENIZER_FILES))}
     opened |= {cfg} if cfg else set()
-    before = {p: now for p in sorted(opened) if (now := signature(p))}
+    before = {p: signature(p) for p in sorted(opened) if p.is_file()}
     if path.is_dir():
         refuse_pointers([path / name for name in TOKENIZER_FILES if (path / name).is_file()])
     readers = files.open(allow_pickle=allow_pickle)

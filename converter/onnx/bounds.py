@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.errors import BadInput
+from converter.errors import NeoconvertError
 
 try:
     import resource
@@ -25,7 +25,7 @@ except ImportError:  # Windows
 
 _STATUS = Path("/proc/self/status")
 _CHECK_S = 0.1
-_MEMORY, _SECONDS = 192 * 2**20, 6.0
+_MEMORY, _SECONDS = 192 * 2**20, 3.0
 """What anything may take, however small."""
 _SLOWEST = 1e8
 """Multiplications a second that a slow machine does."""
@@ -35,8 +35,9 @@ _HEADS = 64
 """Where the graph does not say."""
 
 
-class AsksTooMuch(BadInput):
-    """A graph that takes more memory or time than its weights and inputs account for."""
+class AsksTooMuch(NeoconvertError):
+    """A graph that takes more memory or time than its weights and inputs account for. Not a file
+    that is read wrongly, nor a check that fails: nobody should run it."""
 
 
 @dataclass(frozen=True)

@@ -192,14 +192,16 @@ def text_probes(config: NeoConfig, directory: Path | None, path: Path) -> list[P
         BadInput: it cannot be read, or there is no tokenizer that fits the vocabulary.
     """
     try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
+        with open(path, "rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+        if len(content) > MAX_TEXT_BYTES:
             raise BadInput(
                 f"The text is longer than {MAX_TEXT_BYTES:,} bytes, which would take hours to run.",
                 where=str(path),
                 do=f"Give a part of it: head -c {MAX_TEXT_BYTES} {shlex.quote(str(path))} > PART",
             )
         # The end may be cut within a character.
-        text = codecs.getincrementaldecoder("utf-8")().decode(path.read_bytes())
+        text = codecs.getincrementaldecoder("utf-8")().decode(content)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"The text cannot be read: {error}.",
