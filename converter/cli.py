@@ -145,6 +145,14 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
     help="Repeatable. weights: bit for bit. function: log-probabilities.",
 )
 @click.option(
+    "--require",
+    callback=lambda _context, _option, given: given or None,
+    multiple=True,
+    metavar="LINK,…",
+    help="Links that must be compared: weights, structure, program, route, arithmetic. Default: all"
+    " of what neoconvert wrote, none of what others did.",
+)
+@click.option(
     "--max-ratio",
     type=float,
     help="How many times float32's own noise ARTIFACT may be off. Default: 8.",

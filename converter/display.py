@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from converter.inspection import Inspection
     from converter.pipeline import Conversion
     from converter.verification import ProbeResult, RuntimeInfo, Verification
+    from converter.verification.evidence import Evidence
 
 
 ADDED = {
@@ -176,11 +177,8 @@ class Display:
             results = [p for p in result.probes if p.runtime == ran.what]
             if ran.role == "artifact" and results:
                 self._probes(result, ran, results)
-        for evidence in result.program:
-            mark = {"same": "[green]✓[/]", "differs": "[red]✗[/]"}.get(
-                evidence.outcome, "[yellow]–[/]"
-            )
-            self.say(f"  {mark} program, in float64: {shown(str(evidence))}")
+        for evidence in result.evidence:
+            self._evidence(evidence)
         if result.probes:
             if not any(p.compared for p in result.probes):
                 self.say(
@@ -198,11 +196,18 @@ class Display:
             self.say(f"  [red]{shown(problem)}[/]")
         for remark in result.remarks:
             self.say(f"  [yellow]{shown(remark)}[/]")
-        if (part := result.first_divergence) is not None:
-            self.say(
-                f"  they part at {part.unit}" + (f": {shown(part.tensor)}" if part.tensor else "")
-            )
+        if result.divergences:
+            self.say("  they part at " + "; ".join(shown(str(d)) for d in result.divergences[:8]))
         self.say(f"  [bold {'green' if result.passed else 'red'}]{shown(result.verdict)}[/]")
+
+    def _evidence(self, evidence: Evidence) -> None:
+        """The links that have no table of their own, and whatever could not be compared."""
+        told = evidence.link in ("weights", "arithmetic") and evidence.outcome != "not comparable"
+        if told and evidence.why is None:
+            return
+        marks = {"same": "[green]✓[/]", "differs": "[red]✗[/]", "not comparable": "[yellow]–[/]"}
+        mark = marks[evidence.outcome]
+        self.say(f"  {mark} {evidence.link}, {shown(evidence.subject)}: {shown(str(evidence))}")
 
     def _failure(self, result: Verification) -> None:
         """What --quiet leaves of a failure: an exit code alone would help nobody."""

@@ -26,7 +26,7 @@ from converter.processing import STEPS
 from converter.verification.judge import measure, pooled_floor
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
-from converter.verification.standard import Stored
+from converter.verification.route_link import Moved
 from tests.models import TINY, random_hf
 
 SUBSETS = tuple(
@@ -126,8 +126,8 @@ def run(trial: Edit, root: Path) -> Outcome:
         return Outcome(names, 0.0, 0.0, (), error.what)
     before, after, result = (open_checkpoint(path) for path in (processed, edited, back))
     true = forward(after, [_PROBE], dtype=torch.float64)
-    jittered: list[Checkpoint | Stored] = [
-        Stored(one, 10 * trial.seed + draw) for one in (after, result) for draw in range(3)
+    jittered: list[Checkpoint | Moved] = [
+        Moved(one, None, 10 * trial.seed + draw) for one in (after, result) for draw in range(3)
     ]
     runs = [forward(one, [_PROBE], dtype=torch.float64) for one in (*jittered, result, before)]
     *noise, found, effect = measure(true, 0, [partial(one.at, 0) for one in runs])

@@ -68,7 +68,7 @@ def test_beside_its_own_weights(here: Path) -> None:
 def test_the_graph_has_its_own_name_in_all_that_is_said(here: Path) -> None:
     """And not the one that its file has until it is verified."""
     document = as_json("export-onnx", here)
-    (evidence,) = document["verification"]["program"]
+    (evidence,) = (e for e in document["verification"]["evidence"] if e["link"] == "program")
     assert evidence["subject"].startswith("model.onnx (")
     assert ".new" not in json.dumps(document)
     again = run("export-onnx", here, "--overwrite")

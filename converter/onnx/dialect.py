@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+DIALECT = "1"
+"""Of the graphs that this version writes, and checks node by node. A number of its own: it changes
+when they do, whatever the package's version."""
+
 BATCH = "batch_size"
 SEQUENCE = "sequence_length"
 PAST = "past_sequence_length"

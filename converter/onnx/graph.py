@@ -17,6 +17,7 @@ from converter.onnx.attention import Geometry, attend, geometry
 from converter.onnx.builder import Builder
 from converter.onnx.dialect import (
     BATCH,
+    DIALECT,
     LOGITS,
     MASK,
     PAST,
@@ -80,6 +81,7 @@ def build(
         producer_name=PRODUCER,
         producer_version=__version__,
         metadata_props={
+            "neoconvert.dialect": DIALECT,
             "neoconvert.layout": weights.checkpoint.layout,
             "neoconvert.weights": weights.mode,
             **(metadata or {}),

@@ -6,53 +6,96 @@ The weights alone do not tell: a graph with the right weights may use them wrong
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx
 import onnx_ir as ir
 
-from converter import __version__
-from converter.checkpoint import Checkpoint
+from converter.checkpoint import HEAD, Checkpoint
+from converter.onnx.dialect import DIALECT
 from converter.onnx.graph import PRODUCER, build
 from converter.onnx.opening import reader_of
 from converter.onnx.weights import Form, Place, Weights
+from converter.output import inert
 
 _BLOCK = re.compile(r"blocks\.(\d+)\b")
 
 
-def written_here(checkpoint: Checkpoint) -> bool:
-    """Whether the graph says that this version of neoconvert wrote it: others build others. Tools
-    that work a graph over keep that name, but bring their own operators."""
-    file = reader_of(checkpoint).file
-    return file.producer == f"{PRODUCER} {__version__}" and file.domains <= {""}
+_ALIKE = 0.5
+"""The share of its nodes that makes a graph ours, whoever it says has written it. Those of other
+exporters have other names, and none in common."""
 
 
-def differing_nodes(checkpoint: Checkpoint) -> list[str]:
-    """Names of nodes, inputs, outputs and constants that are not as the checkpoint's config makes
-    them, in the order of the forward pass.
+@dataclass(frozen=True)
+class Nodes:
+    """A graph beside the one that its config makes."""
 
-    Args:
-        checkpoint: what `open_graph` made of a graph that this version wrote.
+    ours: bool
+    """Whether it says that neoconvert wrote it, or looks as if."""
+    differing: tuple[str, ...] = ()
+    """Names of nodes, inputs, outputs and constants that are not as they must be, in the order of
+    the forward pass."""
+    unknown: str | None = None
+    """Why they cannot be compared, as a clause."""
+
+
+def compare_nodes(checkpoint: Checkpoint) -> Nodes:
     """
-    file, found = reader_of(checkpoint).file, reader_of(checkpoint).model
-    turned = reader_of(checkpoint).turned
-    places = {
-        key: Place(
-            key, t.name, t.code, t.shape[::-1] if t.name in turned else t.shape,
-            checkpoint.slots[key], t.file.name,
+    Args:
+        checkpoint: what `open_graph` made.
+    """
+    reader = reader_of(checkpoint)
+    producer = reader.model.producer_name
+    operators = {node.domain for node in reader.model.graph.node}
+    if foreign := sorted(operators - {"", "ai.onnx"}):
+        who = (
+            "another tool worked it over"
+            if producer == PRODUCER
+            else f"{_named(producer)} wrote it"
         )
-        for key, t in checkpoint.stored.items()
-    }  # fmt: skip
+        return Nodes(ours=False, unknown=f"{who}, with operators of {', '.join(foreign)}")
+    dialect = reader.metadata.get("neoconvert.dialect", DIALECT)  # the first had no number
+    if producer == PRODUCER and dialect != DIALECT:
+        why = f"it is of neoconvert's dialect {inert(dialect)}; this version knows {DIALECT}"
+        return Nodes(ours=True, unknown=why)
+    known, expected = _expected(checkpoint)
+    found = _parts(reader.model, known)
+    nodes = [key for key in found if key[0] == "node"]
+    alike = sum(expected.get(key) == found[key] for key in nodes)
+    if producer != PRODUCER and alike < _ALIKE * len(nodes):
+        return Nodes(ours=False, unknown=f"{_named(producer)} wrote it")
+    names = list(_differing(expected, found))
+    order = [name for kind, name, _ in found if kind == "node" and name not in names]
+    made = [name for kind, name, _ in expected if kind == "node" and name not in names]
+    moved = [a for a, b in zip(order, made, strict=True) if a != b][:1]
+    return Nodes(ours=True, differing=tuple(names or moved))
+
+
+def _named(producer: str) -> str:
+    return inert(producer) or "an unknown program"
+
+
+def _expected(checkpoint: Checkpoint) -> tuple[set[str], Parts]:
+    """The names of the weights, and what the config makes of them. A weight that the graph has not
+    by name is expected all the same, unless it may be left out."""
+    reader = reader_of(checkpoint)
+    turned = reader.turned
+    places = {}
+    for key, slot in checkpoint.slots.items():
+        if (t := checkpoint.stored.get(key)) is not None:
+            shape = t.shape[::-1] if t.name in turned else t.shape
+            places[key] = Place(key, t.name, t.code, shape, slot, t.file.name)
+        elif slot.absence is None and slot.name is not None and key != HEAD:
+            places[key] = Place(key, slot.name, "F32", slot.shape, slot, file="nowhere")
     form: Form = "heads" if checkpoint.layout == "hooked" else "in_out" if turned else "out_in"
     weights = Weights(checkpoint, "shared", form, places)
     assert checkpoint.graph is not None
+    file = reader.file
     model = build(weights, checkpoint.graph.parent, with_past=file.with_past, hooks=file.hooks)
-    made = ir.to_proto(model)
     known = {place.name for place in places.values()}
-    names = list(_differing(_parts(made, known), _parts(found, known)))
-    order = [node.name for node in found.graph.node if node.name not in names]
-    expected = [node.name for node in made.graph.node if node.name not in names]
-    return names or [a for a, b in zip(order, expected, strict=True) if a != b][:1]
+    return known, _parts(ir.to_proto(model), known)
 
 
 Parts = dict[tuple[str, str, int], bytes]
@@ -62,10 +105,11 @@ Parts = dict[tuple[str, str, int], bytes]
 def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
     """All that a runtime reads, but the values of the weights. In the order of the file."""
     parts: Parts = {}
+    counts: Counter[tuple[str, str]] = Counter()
 
     def add(kind: str, name: str, value: bytes) -> None:
-        count = sum(1 for known in parts if known[:2] == (kind, name))
-        parts[kind, name, count] = value
+        parts[kind, name, counts[kind, name]] = value
+        counts[kind, name] += 1
 
     graph = model.graph
     for node in graph.node:
@@ -84,7 +128,8 @@ def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
     rest = onnx.ModelProto()
     rest.functions.extend(model.functions)
     rest.graph.sparse_initializer.extend(graph.sparse_initializer)
-    rest.opset_import.extend(model.opset_import)
+    used = {"", *(node.domain for node in graph.node)}  # onnxruntime imports all it knows
+    rest.opset_import.extend(o for o in model.opset_import if o.domain in used)
     rest.ir_version = model.ir_version
     add("model", "versions and functions", rest.SerializeToString(deterministic=True))
     return parts

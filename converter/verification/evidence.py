@@ -1,8 +1,13 @@
-"""What is known of an artifact, link by link of the chain that ties it to its original."""
+"""What is known of an artifact, link by link of the chain that ties it to its original; the verdict.
+
+Each subject stands for itself: nothing that is known of one clears another. Whatever differs fails,
+and so does whatever is required and could not be compared. What is left is verified.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -33,45 +38,59 @@ class Evidence:
     link: Link
     outcome: Outcome
     why: str | None = None
-    """Of what is not comparable: the reason."""
+    """Of what is not comparable: the reason, as a clause. Of what differs: what is wrong, as a
+    sentence. Of what is the same: how that is known, if not bit for bit or by running it."""
     where: str | None = None
     """The probe, tensor or node that is furthest off."""
     error: float | None = None
     """By how much, at most: the largest |Δ log p| of the probes."""
     times: float | None = None
     """The same in units of what is allowed: what is the same is at most at 1."""
+    required: bool = False
+    """Whether it fails where it is not comparable."""
 
     def __post_init__(self) -> None:
-        assert (self.why is not None) == (self.outcome == "not comparable"), self
-        assert (self.where is not None) or self.outcome != "differs", self
+        assert self.why is not None or self.outcome == "same", self
+        assert self.where is not None or self.outcome != "differs", self
 
     @staticmethod
     def not_comparable(subject: str, link: Link, why: str) -> Evidence:
         return Evidence(subject, link, "not comparable", why=why)
 
     @staticmethod
-    def measured(subject: str, link: Link, where: str, error: float, times: float) -> Evidence:
-        """Of a measurement: the worst there is. NaN is an error like any other."""
-        outcome: Outcome = "same" if times <= 1 else "differs"
-        return Evidence(subject, link, outcome, where=where, error=error, times=times)
+    def differing(subject: str, link: Link, where: str, why: str) -> Evidence:
+        return Evidence(subject, link, "differs", why, where)
+
+    @staticmethod
+    def measured(
+        subject: str, link: Link, where: str, error: float, times: float, why: str
+    ) -> Evidence:
+        """Of a measurement: the worst there is. NaN is an error like any other.
+
+        `why`: what is wrong, should it be too much.
+        """
+        if times <= 1:
+            return Evidence(subject, link, "same", where=where, error=error, times=times)
+        return Evidence(subject, link, "differs", why, where, error, times)
 
     @property
-    def failed(self) -> bool:
-        return self.outcome == "differs"
+    def problem(self) -> str | None:
+        """A sentence, if this makes the artifact fail."""
+        if self.outcome == "differs":
+            return self.why
+        if self.required and self.outcome == "not comparable":
+            return f"{self.subject}: {self.link} could not be compared, and must be: {self.why}."
+        return None
 
     def __str__(self) -> str:
-        """`same in HookedTransformer: max |Δ log p| 2.1e-14, 0.03 of what is allowed (length 16)`"""
-        if self.outcome == "not comparable":
-            return f"not comparable in {self.subject}: {self.why}"
+        """`same: max |Δ log p| 2.1e-14, 0.03 of what is allowed (length 16)`"""
         if self.error is None or self.times is None:
-            return f"{self.outcome} in {self.subject}" + (f": {self.where}" if self.where else "")
+            more = self.why if self.outcome != "differs" else self.where
+            return self.outcome + (f": {more}" if more else "")
         share = (
             f"{self.times:.2g} of" if self.times <= 1 else f"{self.times:.3g} times"
         ) + " what is allowed"
-        return (
-            f"{self.outcome} in {self.subject}: max |Δ log p| {self.error:.2e}, {share}"
-            f" ({self.where})"
-        )
+        return f"{self.outcome}: max |Δ log p| {self.error:.2e}, {share} ({self.where})"
 
     def to_json(self) -> dict[str, Any]:
         """A number that is not finite becomes null."""
@@ -83,7 +102,25 @@ class Evidence:
             "where": self.where,
             "error": _finite(self.error),
             "times": _finite(self.times),
+            "required": self.required,
         }
+
+
+def problems(evidence: Iterable[Evidence], require: Iterable[str] = ()) -> list[str]:
+    """What makes the artifact fail, as sentences; none: it is verified.
+
+    `require`: links that were asked for, of which there must be evidence.
+    """
+    evidence = tuple(evidence)
+    known = {item.link for item in evidence}
+    return [
+        *(item.problem for item in evidence if item.problem is not None),
+        *(
+            f"{link} is required, and nothing here has one."
+            for link in require
+            if link not in known
+        ),
+    ]
 
 
 def _finite(value: float | None) -> float | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from converter.errors import BadInput, NeoconvertError, VerificationFailed
-from converter.processing import STEPS
 from converter.progress import Progress
 from converter.route import Expected, Route
 from converter.verification.criterion import Criterion
@@ -18,17 +18,12 @@ from converter.verification.evidence import Evidence
 from converter.verification.judge import MAX_RATIO, Errors, measure, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.probes import Probe, cost
-from converter.verification.program import examine_program
+from converter.verification.program import examine_program, few_of, part_of
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
+from converter.verification.route_link import examine_route
 from converter.verification.runtimes import Runtime, open_runtime
-from converter.verification.standard import (
-    Standard,
-    changed_function,
-    departs,
-    noise_of,
-    standard_for,
-)
+from converter.verification.standard import Standard, noise_of, standard_for
 from converter.verification.subjects import Subject
 
 _SMALL = 1e10
@@ -41,10 +36,11 @@ class Comparison:
 
     runtimes: tuple[RuntimeInfo, ...]
     probes: tuple[ProbeResult, ...]
+    evidence: tuple[Evidence, ...]
     problems: tuple[str, ...]
-    failed: tuple[Probe, Subject] | None
-    """The first probe that failed, and the artifact that failed it."""
-    program: tuple[Evidence, ...] = ()
+    """Beyond those of the evidence: of the original, and of limits that were stated."""
+    failed: tuple[tuple[Probe, Subject], ...]
+    """The probes that failed, and what failed them."""
 
     @property
     def vacuous(self) -> bool:
@@ -61,14 +57,14 @@ def compare_function(
     max_ratio: float,
     seed: int,
     say: Progress,
-    same_weights: bool = False,
-    explained: Collection[str] | None = None,
+    same: Collection[str] = (),
+    explained: Sequence[str] | None = None,
     criterion: Criterion | None = None,
 ) -> Comparison:
     """Run the original and then each artifact, and judge every probe.
 
     Args:
-        same_weights: the stored weights are known to be what the route makes.
+        same: names of subjects whose stored weights are known to be what the route makes.
         explained: they are that by these steps, within the rounding of other arithmetic than
             ours, and are judged as they are stored.
         criterion: what the artifact is held to instead of the noise floor.
@@ -80,97 +76,132 @@ def compare_function(
     with threads_for(work):
         say("reference: float64")
         true = forward(original, probes, dtype=torch.float64, device=where)
-        first = open_runtime(original, device)
-        ran = [info(first, "original")]
-        own = _run(first, true, [0.0] * len(probes), say, original=True)
-        del first
-        _release(work)
+        software = open_runtime(original, device)
+        ran = [info(software, "original")]
+        own = _run(software, true, [0.0] * len(probes), say, original=True)
+        first: Runtime | None = software
+        del software
         problems: list[str] = []
         results: list[ProbeResult] = []
-        program: list[Evidence] = []
-        failed: tuple[Probe, Subject] | None = None
+        evidence: list[Evidence] = []
+        failed: list[tuple[Probe, Subject]] = []
         standards: dict[tuple[str, ...], Standard] = {}
         for subject in subjects:
-            codes = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
             itself = explained is not None and subject.checkpoint.complete
+            key = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
             if itself:
-                codes += tuple(sorted({str(s.file) for s in subject.checkpoint.stored.values()}))
-            if codes not in standards:
-                standard, noise = standard_for(
+                key += tuple(sorted({str(s.file) for s in subject.checkpoint.stored.values()}))
+            if key not in standards:
+                standards[key], noise = standard_for(
                     route, subject.checkpoint, true, own, seed, say, itself=itself
                 )
-                if not standards:
-                    if standard.reference is not true:
-                        noise = noise_of(original, true, seed)
-                    problems += _strange_original(
-                        own, noise, probes, ran[0], max(max_ratio, MAX_RATIO)
-                    )
-                if criterion is not None:  # lossy in any way: against the original itself
-                    standard = replace(standard, reference=true, costs=[None] * len(probes))
-                standards[codes] = standard
-                problems += changed_function(route, true, standard, max_ratio, seed, say)
-                if itself and explained is not None and criterion is None:
-                    problems += departs(
-                        subject.checkpoint, true, standard, max_ratio, seed, say,
-                        decomposed=STEPS[-1].name in explained,
-                    )  # fmt: skip
-            standard = standards[codes]
+            if first is not None:
+                if standards[key].reference is not true:
+                    noise = noise_of(original, true, seed)
+                problems += _strange_original(
+                    first, true, own, noise, max(max_ratio, MAX_RATIO), seed, say
+                )
+                first = None
+                _release(work)
+            standard = standards[key]
+            if criterion is not None:  # lossy in any way: against the original itself
+                standard = replace(standard, reference=true, costs=[None] * len(probes))
             runtime = _open(subject)
             ran.append(info(runtime, "artifact"))
             margins = [2 * floor.max_abs for floor in standard.floors]
             found = _run(runtime, standard.reference, margins, say)
-            for index, run in enumerate(found):
-                if run is None:
-                    continue
-                result = probe_result(
+            judged = [
+                probe_result(
                     probes[index], ran[-1].what, run, standard.honest[index],
                     standard.floors[index], max_ratio, standard.costs[index], criterion,
-                )  # fmt: skip
-                results.append(result)
-                if not result.passed:
-                    failed = failed or (probes[index], subject)
-            problems += _off([r for r in results if r.runtime == ran[-1].what])
+                )
+                for index, run in enumerate(found)
+                if run is not None
+            ]  # fmt: skip
+            results += judged
+            names = {result.name for result in judged if not result.passed}
+            failed += [(probe, subject) for probe in probes if probe.name in names]
             if criterion is not None:
+                problems += [sentence for sentence in [_off(judged)] if sentence]
                 texts = sum(
                     p.text and run is not None for p, run in zip(probes, found, strict=True)
                 )
                 problems += criterion.exceeded_by_all([run for run in found if run], texts)
             else:
-                say(f"{runtime.what}: float64")
-                evidence = _program(
-                    runtime, subject, route, true, standard, same_weights, itself, seed
-                )
-                program.append(evidence)
-                if evidence.failed:
-                    problems.append(f"The program is not GPT-Neo's: it {evidence}.")
+                evidence += _links(
+                    route, subject, runtime, true, standard, judged, subject.name in same,
+                    None if not itself else explained, max_ratio, seed, say,
+                    told=[e.subject for e in evidence if e.link == "route"],
+                )  # fmt: skip
             del runtime
             _release(work)
-    return Comparison(tuple(ran), tuple(results), tuple(problems), failed, tuple(program))
+    return Comparison(tuple(ran), tuple(results), tuple(evidence), tuple(problems), tuple(failed))
 
 
-def _program(
-    runtime: Runtime,
-    subject: Subject,
+def _links(
     route: Route,
+    subject: Subject,
+    runtime: Runtime,
     true: Forward,
     standard: Standard,
-    same_weights: bool,
-    itself: bool,
+    judged: Sequence[ProbeResult],
+    same: bool,
+    explained: Sequence[str] | None,
+    max_ratio: float,
     seed: int,
-) -> Evidence:
-    """The program link of one subject, on its own stored weights; where a graph does not say
-    which they are, on those that the route makes."""
+    say: Progress,
+    *,
+    told: Collection[str],
+) -> list[Evidence]:
+    """The three links of a subject that take running it. `told`: subjects whose route is known."""
     artifact = subject.checkpoint
-    source: Source = artifact
-    if not artifact.complete:
-        source = Expected(route, {key: artifact.code(key) for key in artifact.slots})
+    name = runtime.what if artifact.graph is None else f"{subject.name} (onnxruntime)"
+    found = [_arithmetic(name, judged, max_ratio)]
+    say(f"{runtime.what}: float64")
+    few = few_of(artifact.config, true.probes)
+    expected = part_of(standard.reference, few)
     moved = not route.whole_units and not route.rescales
-    known = itself or (same_weights and (moved or standard.reference is not true))
-    name = runtime.what if artifact.graph is None else f"{artifact.graph_file} ({runtime.what})"
-    return examine_program(
-        runtime, source, true.probes, standard.floors, name,
-        exact=standard.reference if known else None, seed=seed,
-    )  # fmt: skip
+    if explained is not None or (same and (moved or standard.reference is not true)):
+        stored = expected
+    else:
+        # Where a graph does not say which its weights are, those that the route makes.
+        codes = {key: artifact.code(key) for key in artifact.slots}
+        source: Source = artifact if artifact.complete else Expected(route, codes)
+        stored = forward(source, list(few.values()), dtype=torch.float64)
+    found.append(examine_program(runtime, stored, standard.floors, name, seed=seed))
+    if subject.name not in told:
+        rounded = None if same or stored is expected or not artifact.complete else stored
+        if rounded is not None and not moved and standard.reference is true:
+            codes = {key: artifact.code(key) for key in artifact.slots}
+            made = Expected(route, codes)
+            expected = forward(made, list(few.values()), dtype=torch.float64)
+        found.append(
+            examine_route(
+                route, subject.name, artifact, true, standard, expected, rounded,
+                explained=explained, limit=max_ratio, seed=seed, say=say,
+            )
+        )  # fmt: skip
+    # Where no software here runs the layout, or nothing but NaN comes out, there is no program to see.
+    seen = runtime.name != "neoconvert" and any(result.compared for result in judged)
+    return [
+        replace(item, required=subject.whole and (seen or item.link != "program")) for item in found
+    ]
+
+
+def _arithmetic(subject: str, judged: Sequence[ProbeResult], max_ratio: float) -> Evidence:
+    """The float32 run that users see."""
+    if not judged:
+        return Evidence.not_comparable(subject, "arithmetic", "it has not what the probes need")
+    if not any(result.compared for result in judged) and all(result.passed for result in judged):
+        why = "NaN and infinities alone, where the original has them"
+        return Evidence(subject, "arithmetic", "same", why=why)
+    worst = max(judged, key=lambda r: (not r.passed, r.ratio))
+    times = worst.ratio / max_ratio
+    if not worst.passed and times <= 1:  # NaN and infinities in the wrong places
+        times = math.inf
+    return Evidence.measured(
+        subject, "arithmetic", worst.name, worst.max_abs_logprob_diff, times, _off(judged) or ""
+    )
 
 
 @contextlib.contextmanager
@@ -231,34 +262,45 @@ def _stopped(
 
 
 def _strange_original(
+    runtime: Runtime,
+    true: Forward,
     own: Sequence[Errors | None],
     noise: Sequence[Sequence[Errors]],
-    probes: Sequence[Probe],
-    ran: RuntimeInfo,
     max_ratio: float,
+    seed: int,
+    say: Progress,
 ) -> list[str]:
-    """The original must itself run as its file says, or its error is no measure of noise."""
-    for run, more, probe in zip(own, noise, probes, strict=True):
-        ratio = run.ratio(pooled_floor(more)) if run else 0.0
-        if ratio > max_ratio:
-            return [
-                f"The original, run in {ran.what}, departs from its own file and config"
-                f" (probe {probe.name!r}, {ratio:.3g} times float32's noise)."
-            ]
-    return []
+    """The original must itself run as its file says, or its error is no measure of noise. What
+    is strange in float32 may be bad luck: float64 decides, where the software runs in it."""
+    ratios = [
+        run.ratio(pooled_floor(more)) if run else 0.0 for run, more in zip(own, noise, strict=True)
+    ]
+    worst = max(range(len(ratios)), key=ratios.__getitem__)
+    if ratios[worst] <= max_ratio:
+        return []
+    say(f"{runtime.what}: float64")
+    few = few_of(true.weights.source.config, true.probes)
+    floors = [pooled_floor(more) for more in noise]
+    exact = examine_program(runtime, part_of(true, few), floors, runtime.what, seed=seed)
+    if exact.outcome == "same":
+        return []
+    return [
+        f"The original, run in {runtime.what}, departs from its own file and config"
+        f" (probe {true.probes[worst].name!r}, {ratios[worst]:.3g} times float32's noise)."
+    ]
 
 
-def _off(results: Sequence[ProbeResult]) -> list[str]:
+def _off(results: Sequence[ProbeResult]) -> str | None:
     """One sentence for all probes that one runtime failed."""
     off = [r for r in results if not r.passed]
     if not off:
-        return []
+        return None
     worst = max(off, key=lambda r: r.ratio)
-    return [
+    return (
         f"{len(off)} of {len(results)} probes failed in {worst.runtime}, first {off[0].name!r}:"
         f" {off[0].reason}"
         + (f"; worst {worst.name!r}: {worst.reason}." if worst is not off[0] else ".")
-    ]
+    )
 
 
 def info(runtime: Runtime, role: str) -> RuntimeInfo:

@@ -1,4 +1,4 @@
-"""Where artifact and original part: residual streams unit by unit, then the unit's tensors.
+"""Where artifact and original part: unit by unit, then the unit's tensors.
 
 Streams are centred over d before they are compared: TransformerLens's processing changes them by
 their mean, which no LayerNorm sees, and by nothing else.
@@ -6,7 +6,9 @@ their mean, which no LayerNorm sees, and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,15 +18,21 @@ from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.route import Expected, Route
 from converter.verification.function import threads_for
-from converter.verification.judge import ULP
+from converter.verification.judge import ULP, measure
 from converter.verification.probes import Probe, cost
+from converter.verification.program import MAX_TIMES
+from converter.verification.program import ULP as ULP64
 from converter.verification.reference import Source, forward
 from converter.verification.result import Divergence, Layers, UnitError
 from converter.verification.runtimes import exact_float32
 from converter.verification.standard import rounding
 from converter.verification.subjects import Subject
 
+OWN = "neoconvert's own forward"
+"""What shows the streams where the software does not."""
 _DRAWS = 4
+_LONG = 600
+"""Positions of the longest probe that is looked into."""
 Streams = dict[str, Tensor]
 
 
@@ -43,7 +51,7 @@ def layers_of(route: Route, subject: Subject, probe: Probe, seed: int = 0) -> La
         found = runtime.streams(probe) if runtime.runs(probe) else {}
         what = runtime.what
         if not found and artifact.complete:
-            found, what = _streams(artifact, [probe], torch.float32)[0], "neoconvert's own forward"
+            found, what = _streams(artifact, [probe], torch.float32)[0], OWN
     units = []
     for unit, stream in exact.items():
         if unit in found:
@@ -60,7 +68,7 @@ def _streams(
     """Centred residual streams by unit, for each probe."""
     streams: list[Streams] = [{} for _ in probes]
 
-    def keep(unit: str, residuals: Sequence[Tensor]) -> None:
+    def keep(unit: str, residuals: list[Tensor]) -> None:
         for mine, residual in zip(streams, residuals, strict=True):
             if unit != "final":
                 mine[unit] = _centred(residual)
@@ -70,31 +78,128 @@ def _streams(
     return streams
 
 
+def _wide(stream: Tensor) -> Tensor:
+    return stream.to("cpu", torch.float64)
+
+
 def _centred(stream: Tensor) -> Tensor:
-    wide = stream.to("cpu", torch.float64)
+    wide = _wide(stream)
     return wide - wide.mean(-1, keepdim=True)
 
 
 def _furthest(found: Tensor, expected: Tensor, probe: Probe) -> float:
-    error = (_centred(found) - expected).abs().amax(-1)
+    return _size(_centred(found) - expected, probe)
+
+
+def _size(difference: Tensor, probe: Probe) -> float:
+    error = difference.abs().amax(-1)
     if probe.mask is not None:
         error = error[torch.from_numpy(probe.mask)]
     return float(error.max())
 
 
-def locate(route: Route, artifact: Checkpoint, layers: Layers, max_ratio: float) -> Divergence:
-    """The first unit that is off float32's noise, and the tensor of it most likely at fault.
+def faulty_units(
+    route: Route,
+    failed: Sequence[tuple[Probe, Subject]],
+    layers: Layers,
+    limit: float,
+    *,
+    exact: bool,
+) -> tuple[Divergence, ...]:
+    """The units at fault, in forward order, with the tensor of each most likely to be it.
 
-    Where no stream is off, the weights decide; and where these are the same too, what follows
-    the last block.
+    Each unit is given the residual stream that the route's weights have there, so that no unit
+    answers for another: what it then adds is the route's, within `limit` times float32's noise, or
+    it is at fault. Where the weights are blameless, it is the unit in which the stream inside the
+    software first leaves the noise; and where the software does not show it, none is named.
+
+    Args:
+        exact: float32 shows nothing; the noise is float64's, and the route's weights are as stored.
     """
-    off = next((u.unit for u in layers.units if not u.ratio <= max_ratio), None)
-    differing = _differing(route, artifact)
-    if off is None:
-        off = next((unit for unit, tensors in differing.items() if tensors), "final")
-    # Where every unit differs, the route is not the one the artifact took, and tells nothing.
-    tensors = {} if all(differing.values()) else differing.get(off, {})
-    return Divergence(off, max(tensors, key=tensors.__getitem__) if tensors else None)
+    found: dict[str, Divergence] = {}
+    for artifact, probes in _telling(failed):
+        off = _forced(route, artifact, probes, limit, exact)
+        differing = _differing(route, artifact)
+        # Where every unit differs, the route is not the one the artifact took, and tells nothing.
+        astray = all(differing.values())
+        for unit in off:
+            tensors = {} if astray else differing.get(unit, {})
+            tensor = max(tensors, key=tensors.__getitem__) if tensors else None
+            found.setdefault(unit, Divergence(unit, tensor))
+    if found:
+        return tuple(found[unit] for unit in _units(route) if unit in found)
+    if exact or layers.runtime == OWN:
+        return ()
+    left = [u.unit for u in layers.units if not u.ratio <= limit]
+    return (Divergence(left[0] if left else "final", None),) if layers.units else ()
+
+
+def _units(route: Route) -> list[str]:
+    return list(dict.fromkeys(slot.place for slot in route.source.slots.values()))
+
+
+def _telling(
+    failed: Sequence[tuple[Probe, Subject]],
+) -> Iterator[tuple[Checkpoint, list[Probe]]]:
+    """Of each checkpoint whose weights are known, the first probe that failed and the longest: what
+    a unit does wrong may take a certain length to show."""
+    told: set[int] = set()
+    for _, subject in failed:
+        artifact = subject.checkpoint
+        if id(artifact) in told or not artifact.complete:
+            continue
+        told.add(id(artifact))
+        own = [probe for probe, other in failed if other.checkpoint is artifact]
+        short = [probe for probe in own if probe.tokens.shape[1] <= _LONG] or own[:1]
+        longest = max(short, key=lambda probe: probe.tokens.shape[1])
+        yield artifact, [own[0], *([longest] if longest is not own[0] else [])]
+
+
+def _forced(
+    route: Route, artifact: Checkpoint, probes: Sequence[Probe], limit: float, exact: bool
+) -> set[str]:
+    """Units that make something else than the route's of the route's own stream."""
+    probes = [replace(probe, prefill=None) for probe in probes]
+    source: Source = rounding(route, artifact) or route.source
+    ulp, plain = ULP, _centred
+    if exact:
+        source = Expected(route, {key: artifact.code(key) for key in artifact.slots})
+        ulp, limit, plain = ULP64, limit * MAX_TIMES * ULP64 / ULP, _wide
+    streams: dict[str, list[Tensor]] = {}
+
+    def keep(unit: str, residuals: list[Tensor]) -> None:
+        streams[unit] = list(residuals)
+
+    def made(source: Source, dtype: torch.dtype) -> dict[str, list[float]]:
+        errors: dict[str, list[float]] = {}
+
+        def force(unit: str, residuals: list[Tensor]) -> None:
+            if unit == "final":
+                return
+            pairs = zip(map(plain, residuals), map(plain, streams[unit]), strict=True)
+            errors[unit] = [
+                _size(a - b, probe) for (a, b), probe in zip(pairs, probes, strict=True)
+            ]
+            residuals[:] = [stream.to(dtype) for stream in streams[unit]]
+
+        with exact_float32():
+            ran = forward(source, probes, dtype=dtype, watch=force)
+        runs = [measure(true, i, [partial(ran.at, i)])[0] for i in range(len(probes))]
+        errors["final"] = [run.max_abs for run in runs]
+        return errors
+
+    with threads_for(cost(artifact.config, sum(probe.tokens.size for probe in probes))):
+        true = forward(source, probes, dtype=torch.float64, watch=keep)
+        noise, found = made(source, torch.float32), made(artifact, torch.float64)
+    scales = {unit: [float(s.abs().max()) for s in kept] for unit, kept in streams.items()}
+    return {
+        unit
+        for unit, errors in found.items()
+        if any(
+            not error <= limit * max(floor, ulp * scale)
+            for error, floor, scale in zip(errors, noise[unit], scales[unit], strict=True)
+        )
+    }
 
 
 def _differing(route: Route, artifact: Checkpoint) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ the weights are, and how float32 rounds, are other links' questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -96,46 +96,51 @@ def compare_program(runtime: Runtime, reference: Reference, subject: str | None 
     except NotComparable as error:
         return Program(Evidence.not_comparable(subject, "program", error.why))
     worst = max(found, key=lambda probe: probe.ratio)
-    evidence = Evidence.measured(
-        subject, "program", worst.name, worst.max_abs_logprob_diff, worst.ratio / MAX_TIMES
+    off, times = worst.max_abs_logprob_diff, worst.ratio / MAX_TIMES
+    why = (
+        f"{subject} does not compute GPT-Neo: in float64 it is off by {off:.2e}, {times:.3g} times"
+        f" what is allowed (probe {worst.name!r})."
     )
+    evidence = Evidence.measured(subject, "program", worst.name, off, times, why)
     return Program(evidence, found)
 
 
 def examine_program(
     runtime: Runtime,
-    source: Source,
-    probes: Sequence[Probe],
+    stored: Forward,
     floors: Sequence[Floor],
     subject: str,
     *,
-    exact: Forward | None = None,
     seed: int = 0,
 ) -> Evidence:
     """The program link with as little work as it takes.
 
     Args:
-        source: the weights that the program runs on.
+        stored: float64, of the weights that the program runs on: a few probes.
         floors: float32's noise on each probe: float64's is the same, amplified from a smaller
             unit. Only what exceeds it is held to a floor of its own, which takes more runs.
-        exact: a float64 pass over these probes that is known to be of the same weights.
     """
-    few = _few(source.config, probes)
-    if exact is None:
-        exact = forward(source, list(few.values()), dtype=torch.float64)
-    else:
-        finals = (exact.final[index][:, : few[index].tokens.shape[1]] for index in few)
-        exact = replace(exact, probes=list(few.values()), final=tuple(finals))
-    share = ULP / ULP32
-    floor = Floor(share * max(f.max_abs for f in floors), share * max(f.rms for f in floors))
-    found = compare_program(runtime, Reference(exact, tuple(few.values()), floor), subject)
+    probes = tuple(stored.probes)
+    found = compare_program(runtime, Reference(stored, probes, in_float64(floors)), subject)
     if found.evidence.outcome == "differs":
-        own = Reference.of(source, list(few.values()), seed=seed)
+        own = Reference.of(stored.weights.source, probes, seed=seed)
         found = compare_program(runtime, own, subject)
     return found.evidence
 
 
-def _few(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:
+def in_float64(floors: Sequence[Floor]) -> Floor:
+    """Float64's noise on any of the probes: float32's, amplified from a smaller unit."""
+    share = ULP / ULP32
+    return Floor(share * max(f.max_abs for f in floors), share * max(f.rms for f in floors))
+
+
+def part_of(whole: Forward, few: Mapping[int, Probe]) -> Forward:
+    """Of a pass, some probes, as far as they go."""
+    finals = (whole.final[index][:, : probe.tokens.shape[1]] for index, probe in few.items())
+    return replace(whole, probes=list(few.values()), final=tuple(finals))
+
+
+def few_of(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:
     """By their place: the longest, one with padding, and one with a cache, a few steps of it.
     (What is behind a position changes nothing at it.) A large model runs the first."""
     plain = [(i, p) for i, p in enumerate(probes) if p.mask is None and p.prefill is None]

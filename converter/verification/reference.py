@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Watch = Callable[[str, Sequence["Tensor"]], None]
+Watch = Callable[[str, list["Tensor"]], None]
 _CHUNK_BYTES = 64 * 2**20
 _QUERIES = 128
 
@@ -143,7 +143,8 @@ def forward(
         dtype: torch.float64 or torch.float32, of weights and of all arithmetic.
         jitter: for each probe None or a seed: the embeddings' last bits are then moved, which
             shows how the model amplifies rounding.
-        watch: called with ("embed" | "block i" | "final", residual streams) after each unit.
+        watch: called with ("embed" | "block i" | "final", residual streams) after each unit. It
+            may put other streams into the list, with which the next unit goes on.
 
     Raises:
         ConfigError: an activation that transformers does not know.
@@ -165,10 +166,12 @@ def forward(
             if watch:
                 watch(f"block {layer}", residuals)
         norm = weights("ln_final.w"), weights("ln_final.b")
-        final = tuple(_layer_norm(r, *norm, config.eps) for r in residuals)
+        final = [_layer_norm(r, *norm, config.eps) for r in residuals]
         if watch:
             watch("final", final)
-        return Forward(probes, final, weights, weights.raw("unembed.W_U"), weights("unembed.b_U"))
+        return Forward(
+            probes, tuple(final), weights, weights.raw("unembed.W_U"), weights("unembed.b_U")
+        )
 
 
 def _embed(

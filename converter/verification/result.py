@@ -123,10 +123,13 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where artifact and original part: the first unit in forward order, and a tensor of it."""
+    """A unit in which artifact and original part, and the tensor of it most likely at fault."""
 
     unit: str
     tensor: str | None
+
+    def __str__(self) -> str:
+        return self.unit + (f": {self.tensor}" if self.tensor else "")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,6 @@ class Verification:
     runtimes: tuple[RuntimeInfo, ...]
     probes: tuple[ProbeResult, ...]
     weights: WeightCheck | None
-    first_divergence: Divergence | None
     max_ratio: float
     problems: tuple[str, ...] = ()
     """Sentences: each thing that made it fail."""
@@ -147,11 +149,16 @@ class Verification:
     original: str = ""
     artifact: str = ""
     layers: tuple[Layers, ...] = ()
-    program: tuple[Evidence, ...] = ()
-    """What ran in float64, subject by subject; empty where function was not asked for, or with a
-    criterion."""
+    evidence: tuple[Evidence, ...] = ()
+    """What is known of each subject, link by link; with a criterion, of the files alone."""
+    divergences: tuple[Divergence, ...] = ()
+    """The units at fault, in forward order: each by itself, whatever those before it do."""
     criterion: Criterion | None = None
     """The limits that a user stated for what is lossy on purpose, instead of float32's noise."""
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        return self.divergences[0] if self.divergences else None
 
     @property
     def verdict(self) -> str:
@@ -193,12 +200,8 @@ class Verification:
                 f"          worst: {worst.name}, ratio {worst.ratio:.3g}, max |Δ log p|"
                 f" {worst.max_abs_logprob_diff:.2e} (noise {worst.noise_floor:.2e})"
             )
-        lines += [f"program   {evidence}" for evidence in self.program]
-        if self.first_divergence is not None:
-            where = self.first_divergence
-            lines.append(
-                f"diverges  at {where.unit}" + (f": {where.tensor}" if where.tensor else "")
-            )
+        lines += [f"{e.link:<11}{e.subject}: {e}" for e in self.evidence]
+        lines += [f"diverges  at {where}" for where in self.divergences]
         lines += [f"problem   {problem}" for problem in self.problems]
         lines.append(self.verdict)
         return "\n".join(lines)
@@ -216,7 +219,7 @@ class Verification:
             "criterion": dataclasses.asdict(self.criterion) if self.criterion else None,
             "runtimes": [dataclasses.asdict(r) for r in self.runtimes],
             "probes": [_plain(dataclasses.asdict(p)) for p in self.probes],
-            "program": [evidence.to_json() for evidence in self.program],
+            "evidence": [evidence.to_json() for evidence in self.evidence],
             "layers": [_plain(dataclasses.asdict(layers)) for layers in self.layers],
             "weights": None
             if weights is None
@@ -231,6 +234,7 @@ class Verification:
             "first_divergence": None
             if where is None
             else {"unit": where.unit, "tensor": where.tensor},
+            "divergences": [{"unit": d.unit, "tensor": d.tensor} for d in self.divergences],
             "problems": list(self.problems),
             "remarks": list(self.remarks),
         }

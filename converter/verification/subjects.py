@@ -14,6 +14,8 @@ from converter.verification.loading import resolve_device
 from converter.verification.runtimes import Runtime, open_runtime
 
 RUNTIMES = ("torch", "onnxruntime")
+WEIGHTS = "the weights"
+"""The name of an artifact's own weight files."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,19 @@ class Subject:
 
     checkpoint: Checkpoint
     open: Callable[[], Runtime]
+    name: str
+    """Whose weights these are: the artifact's own, or the graph's."""
+    whole: bool
+    """Whether neoconvert wrote it, so that all links must be compared."""
 
 
 def subjects_of(
-    artifact: Checkpoint, device: str, runtime: str | None = None, pythons: Sequence[Path] = ()
+    artifact: Checkpoint,
+    device: str,
+    runtime: str | None = None,
+    pythons: Sequence[Path] = (),
+    *,
+    told: bool = False,
 ) -> list[Subject]:
     """All there is to run: the weights in torch, here and in other environments, and the graphs,
     the artifact itself or all in its directory, in onnxruntime.
@@ -33,6 +44,7 @@ def subjects_of(
     Args:
         runtime: "torch" or "onnxruntime" alone; None: both, where there is something for them.
         pythons: interpreters of other environments that run the weights too.
+        told: neoconvert has just written it.
 
     Raises:
         CannotDoHere: there is nothing for the runtime that was asked for.
@@ -40,19 +52,22 @@ def subjects_of(
     """
     found: list[Subject] = []
     if artifact.graph is None and runtime != "onnxruntime":
-        found.append(Subject(artifact, partial(open_runtime, artifact, device)))
+        whole = told or written_here(artifact)
+        openers: list[Callable[[], Runtime]] = [partial(open_runtime, artifact, device)]
         if pythons:
             from converter.verification.remote import open_remote
 
-            found += [Subject(artifact, partial(open_remote, artifact, p, device)) for p in pythons]
+            openers += [partial(open_remote, artifact, python, device) for python in pythons]
+        found += [Subject(artifact, opener, WEIGHTS, whole) for opener in openers]
     graphs = graphs_of(artifact) if runtime != "torch" else []
     for graph in graphs:
         from converter.verification.onnx_runtime import open_onnx
 
         required = runtime == "onnxruntime"
-        name = graph_name(graph, artifact) if len(graphs) > 1 else None
-        opener = partial(open_onnx, graph, resolve_device(device), required=required, name=name)
-        found.append(Subject(graph, opener))
+        name = graph_name(graph, artifact)
+        shown = name if len(graphs) > 1 else None
+        opener = partial(open_onnx, graph, resolve_device(device), required=required, name=shown)
+        found.append(Subject(graph, opener, name, told or written_here(graph)))
     if not found:
         raise CannotDoHere(
             f"There is nothing here that {runtime} could run.",
@@ -78,6 +93,16 @@ def graphs_of(artifact: Checkpoint) -> list[Checkpoint]:
     return own + [
         open_graph(path) for path in graphs_in(artifact.source.path) if path != artifact.graph
     ]
+
+
+def written_here(artifact: Checkpoint) -> bool:
+    """Whether it says that neoconvert wrote it: the graph, or what lies beside the weights."""
+    if artifact.graph is None:
+        return bool((artifact.source.provenance or {}).get("route"))
+    from converter.onnx.graph import PRODUCER
+    from converter.onnx.opening import reader_of
+
+    return bool(reader_of(artifact).model.producer_name == PRODUCER)
 
 
 def graph_name(graph: Checkpoint, artifact: Checkpoint) -> str:

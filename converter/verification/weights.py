@@ -10,7 +10,7 @@ import numpy as np
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf
 from converter.dtypes import same_bits
-from converter.errors import TensorMismatch
+from converter.errors import NotRepresentable, TensorMismatch
 from converter.progress import Progress, silent
 from converter.route import Expected, Route
 
@@ -39,6 +39,10 @@ class WeightCheck:
     """Fields of the config that mean something else in the artifact."""
     nodes: tuple[str, ...] = ()
     """Nodes of an ONNX graph that are not what its config makes them."""
+    unlike: str | None = None
+    """Why the nodes could not be compared, as a clause."""
+    ours: bool = False
+    """Whether neoconvert wrote the graph, as it says or by its looks."""
     explained: tuple[str, ...] | None = None
     """Where the artifact does not say how it was made: the steps that, as its weights themselves
     show, separate it from the original, and beside which nothing differs beyond rounding."""
@@ -59,7 +63,7 @@ def joined(checks: Sequence[WeightCheck]) -> WeightCheck:
         tuple(m for check in checks for m in check.mismatches),
         tuple(dict.fromkeys(name for check in checks for name in check.config)),
         tuple(name for check in checks for name in check.nodes),
-        next((check.explained for check in checks if check.explained is not None), None),
+        explained=next((check.explained for check in checks if check.explained is not None), None),
     )
 
 
@@ -137,16 +141,19 @@ def compare_structure(route: Route, graph: Checkpoint) -> WeightCheck:
     """An ONNX graph against the one its config makes, and that config against the original's and
     against the config.json beside it, which is what the graph's clients read. No weight is read.
     """
-    from converter.onnx.structure import differing_nodes, written_here
+    from converter.onnx.structure import Nodes, compare_nodes
 
-    nodes = tuple(differing_nodes(graph)) if written_here(graph) and graph.complete else ()
+    try:
+        nodes = compare_nodes(graph)
+    except NotRepresentable as error:
+        nodes = Nodes(ours=False, unknown=error.what)
     config = [*config_differences(route.target_config, graph.config)]
     if graph.source.hf_config is not None:
         said = from_hf(graph.source.hf_config, str(graph.directory / "config.json"))
         plain = replace(graph.config, score_divisors=())
         sizes = [f for f in SIZES if getattr(said, f) != getattr(plain, f)]
         config += [f"config.json: {f}" for f in (*sizes, *config_differences(said, plain))]
-    return WeightCheck(0, (), tuple(config), nodes=nodes)
+    return WeightCheck(0, (), tuple(config), nodes.differing, nodes.unknown, nodes.ours)
 
 
 def config_differences(a: NeoConfig, b: NeoConfig) -> tuple[str, ...]:

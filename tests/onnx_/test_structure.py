@@ -14,7 +14,7 @@ import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.onnx import export
 from converter.onnx.opening import open_graph
-from converter.onnx.structure import differing_nodes, unit_of
+from converter.onnx.structure import Nodes, compare_nodes, unit_of
 from converter.verification import verify
 from tests.models import random_hf
 
@@ -79,6 +79,7 @@ def reordered(model: onnx.ModelProto) -> None:
     model.graph.node.extend([nodes[1], nodes[0], *nodes[2:]])
 
 
+SAME = Nodes(ours=True)
 EDITS: list[Edit] = [epsilon, backdoor, disguised, opset, function, doubled, reordered]
 
 
@@ -110,7 +111,7 @@ def test_what_does_not_compute_is_no_difference(tiny: Checkpoint) -> None:
     def comment(model: onnx.ModelProto) -> None:
         model.graph.node[0].doc_string = "hello"
 
-    assert differing_nodes(open_graph(edited(export(tiny).path, comment))) == []
+    assert compare_nodes(open_graph(edited(export(tiny).path, comment))) == SAME
 
 
 @pytest.mark.parametrize("layout", ["hooked", "bridge"])
@@ -124,20 +125,67 @@ def test_honest_graphs_are_as_they_must_be(
     options: dict[str, Any] = {"weights": mode, "hooks": ["*hook_resid*", "*.hook_pattern"]}
     for with_past in (True, False):
         path = export(there, output, with_past=with_past, **options).path
-        assert differing_nodes(open_graph(path)) == []
+        assert compare_nodes(open_graph(path)) == SAME
         for written in (path, path.with_name("model.onnx_data")):
             written.unlink(missing_ok=True)
 
 
-def test_another_producer_is_told(tiny: Checkpoint) -> None:
-    """Its nodes cannot be compared; that must not pass in silence."""
+def disowned(model: onnx.ModelProto) -> None:
+    backdoor(model)
+    model.producer_name, model.producer_version = "another", "9.9.9"
 
-    def disown(model: onnx.ModelProto) -> None:
-        backdoor(model)
-        model.producer_version = "9.9.9"
 
-    result = verify(tiny, edited(export(tiny).path, disown), effort="quick")
-    assert any("9.9.9" in remark and "not compared" in remark for remark in result.remarks)
+def of_another_version(model: onnx.ModelProto) -> None:
+    backdoor(model)
+    model.producer_version = "0.0.1"
+
+
+def of_another_dialect(model: onnx.ModelProto) -> None:
+    backdoor(model)
+    (entry,) = (e for e in model.metadata_props if e.key == "neoconvert.dialect")
+    entry.value = "7"
+
+
+def renamed_weight(model: onnx.ModelProto) -> None:
+    backdoor(model)
+    for node in model.graph.node:
+        node.input[:] = ["renamed" if n.endswith("1.mlp.c_fc.bias") else n for n in node.input]
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith("1.mlp.c_fc.bias"):
+            width = tensor.dims[0]
+            tensor.Clear()
+            value = np.random.default_rng(0).normal(size=width).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value, "renamed"))
+
+
+@pytest.mark.parametrize("edit", [disowned, of_another_version, of_another_dialect, renamed_weight])
+@pytest.mark.parametrize("whole", [False, True], ids=["the graph", "its directory"])
+def test_a_backdoor_cannot_talk_its_way_out(tiny: Checkpoint, edit: Edit, whole: bool) -> None:
+    """It fires on no probe: nothing but the structure shows it."""
+    path = edited(export(tiny).path, edit)
+    result = verify(tiny, tiny.directory if whole else path, effort="quick")
+    assert not result.passed, result.summary()
+
+
+def test_what_is_not_ours_is_not_compared_and_that_is_said(tiny: Checkpoint) -> None:
+    """Of a graph whose every node has another name, nobody knows; `--require` is for those."""
+
+    def foreign(model: onnx.ModelProto) -> None:
+        disowned(model)
+        for node in model.graph.node:
+            node.name = f"n{node.name}"
+
+    path = edited(export(tiny).path, foreign)
+    (structure,) = (
+        e for e in verify(tiny, path, checks=["weights"]).evidence if e.link == "structure"
+    )
+    assert structure.outcome == "not comparable"
+    assert structure.why == "another wrote it"
+    assert verify(tiny, path, checks=["weights"]).passed
+    strict = verify(tiny, path, checks=["weights"], require="structure")
+    assert strict.problems == (
+        "model.onnx: structure could not be compared, and must be: another wrote it.",
+    )
 
 
 def test_a_config_beside_the_graph_that_is_another_models(tmp_path: Path) -> None:

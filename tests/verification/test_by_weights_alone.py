@@ -21,7 +21,8 @@ from converter.routing import plain
 from converter.verification.judge import MAX_RATIO
 from converter.verification.probes import standard_probes
 from converter.verification.reference import forward
-from converter.verification.standard import departs, standard_for
+from converter.verification.route_link import examine_route
+from converter.verification.standard import standard_for
 from tests.explaining.artifacts import read, write
 from tests.explaining.oracle import process_in_transformer_lens
 from tests.models import random_hf
@@ -178,5 +179,8 @@ def test_stored_weights_of_another_function(tmp_path: Path) -> None:
     for one, off in ((artifact, False), (moved, True)):
         route = plain(source)
         standard, _ = standard_for(route, one, true, [None] * len(probes), 0, silent, itself=True)
-        found = departs(one, true, standard, MAX_RATIO, 0, silent, decomposed=False)
-        assert bool(found) == off
+        found = examine_route(
+            route, "it", one, true, standard, true, None,
+            explained=(), limit=MAX_RATIO, seed=0, say=silent,
+        )  # fmt: skip
+        assert (found.outcome == "differs") == off

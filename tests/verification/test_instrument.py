@@ -41,7 +41,9 @@ def test_another_environment_sees_the_fault(original: Checkpoint, there: Path) -
         original, artifact, effort="quick", checks=["function"], pythons=[Path(sys.executable)]
     )
     assert {p.runtime for p in result.probes if not p.passed} == {p.runtime for p in result.probes}
-    assert len(result.problems) == 2
+    off = [e for e in result.evidence if e.outcome == "differs"]
+    assert [e.link for e in off] == ["arithmetic", "route", "arithmetic"]
+    assert result.problems == tuple(e.why for e in off)
 
 
 def test_an_environment_that_cannot(original: Checkpoint, there: Path, tmp_path: Path) -> None:

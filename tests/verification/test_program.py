@@ -29,8 +29,8 @@ from converter.verification.program import (
     MAX_TIMES,
     Program,
     Reference,
-    _few,
     compare_program,
+    few_of,
 )
 from converter.verification.runtimes import open_runtime
 from tests.marks import needs_hooked
@@ -531,13 +531,13 @@ def test_what_float32_cannot_see_fails_a_verification(original: Checkpoint, tmp_
 
     sound, wrong = epsilon(1e-5), epsilon(1.0001e-5)
     assert sound.passed
-    assert [evidence.outcome for evidence in sound.program] == ["same"]
+    assert [e.outcome for e in sound.evidence] == ["same"] * 3
     assert all(probe.passed for probe in wrong.probes)
     assert not wrong.passed
     (problem,) = wrong.problems
-    assert "differs in model.onnx" in problem
+    assert "does not compute GPT-Neo" in problem
     assert problem in wrong.summary()
-    (found,) = wrong.to_json()["program"]
+    (found,) = (e for e in wrong.to_json()["evidence"] if e["link"] == "program")
     assert found["outcome"] == "differs"
     assert found["times"] > 10
 
@@ -555,16 +555,24 @@ def test_a_verification_has_evidence_of_each_subject(
     found = verify(original, tmp_path / "tl", effort="quick")
     assert found.passed, found.summary()
     comparable = layout == "bridge" or has_hooked_transformer()
-    assert [e.outcome for e in found.program] == [
-        "same" if comparable else "not comparable",
-        "same",
-    ]
-    assert [e.subject.split()[0] for e in found.program][1] == "model.onnx"
-    assert all(str(evidence) in found.summary() for evidence in found.program)
+    links = {(e.subject.split()[0], e.link): e.outcome for e in found.evidence}
+    software = next(r.what.split()[0] for r in found.runtimes if r.role == "artifact")
+    assert links == {
+        ("the", "weights"): "same",
+        ("the", "route"): "same",
+        (software, "program"): "same" if comparable else "not comparable",
+        (software, "arithmetic"): "same",
+        ("model.onnx", "weights"): "same",
+        ("model.onnx", "structure"): "same",
+        ("model.onnx", "program"): "same",
+        ("model.onnx", "route"): "same",
+        ("model.onnx", "arithmetic"): "same",
+    }
+    assert all(str(evidence) in found.summary() for evidence in found.evidence)
 
 
 def test_few_probes_are_the_first_of_their_kinds_cut_short(original: Checkpoint) -> None:
-    few = _few(original.config, standard_probes(original.config))
+    few = few_of(original.config, standard_probes(original.config))
     kinds = [(p.mask is not None, p.prefill is not None) for p in few.values()]
     assert kinds == [(False, False), (True, False), (False, True), (True, True)]
     for probe in few.values():
@@ -572,4 +580,4 @@ def test_few_probes_are_the_first_of_their_kinds_cut_short(original: Checkpoint)
             assert probe.prefill < WINDOW < probe.tokens.shape[1]
             assert probe.mask is None or probe.mask.shape == probe.tokens.shape
     large = replace(original.config, d_mlp=10**8)
-    assert len(_few(large, standard_probes(original.config))) == 1
+    assert len(few_of(large, standard_probes(original.config))) == 1

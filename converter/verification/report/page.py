@@ -37,6 +37,17 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Chained:
+    """One link, with what is known of it for each subject."""
+
+    name: str
+    question: str
+    state: str
+    """ "differs" if it does anywhere, "open" if it is compared nowhere, else "same"."""
+    items: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Ratios:
     """The probes' ratios on one scale."""
 
@@ -83,6 +94,7 @@ def render(
         title=title,
         groups=_groups(document),
         worst=max(document["probes"], key=_badness, default=None),
+        chain=_chain(document),
         ratios=_ratios(document),
         positions=_positions(document),
         layers=_layers(document),
@@ -94,6 +106,26 @@ def render(
         " img-src data:; base-uri 'none'; form-action 'none'",
     )
     return page
+
+
+_QUESTIONS = {
+    "weights": "Is every stored value what the route makes of the original’s?",
+    "structure": "Are the graph’s nodes those that its config makes?",
+    "program": "Does the software compute GPT-Neo, in float64?",
+    "route": "Do the weights made compute what the original does, in float64?",
+    "arithmetic": "Is the float32 run as exact as float32 allows?",
+}
+
+
+def _chain(document: dict[str, Any]) -> list[Chained]:
+    chain = []
+    for name, question in _QUESTIONS.items():
+        items = [item for item in document.get("evidence") or [] if item["link"] == name]
+        outcomes = {item["outcome"] for item in items}
+        state = "differs" if "differs" in outcomes else "same" if "same" in outcomes else "open"
+        if items:
+            chain.append(Chained(name, question, state, items))
+    return chain
 
 
 def _groups(document: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
