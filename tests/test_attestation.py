@@ -85,9 +85,10 @@ def test_the_result_names_every_test(result: dict[str, Any], root: Path) -> None
     verification = json.loads((root / "verified/neoconvert.json").read_text())["verification"]
     assert predicate["result"] == "PASSED"
     assert predicate["failedTests"] == []
-    assert {"weights", *(f"{p['runtime']}: {p['name']}" for p in verification["probes"])} <= set(
-        predicate["passedTests"]
-    )
+    probes = {f"{p['runtime']}: {p['name']}" for p in verification["probes"]}
+    links = {f"{e['link']}: {e['subject']}" for e in verification["evidence"]}
+    assert "weights: the weights" in links
+    assert set(predicate["passedTests"]) == probes | links
     assert predicate["configuration"][0]["annotations"]["effort"] == "quick"
 
 

@@ -95,11 +95,9 @@ def _result(verification: dict[str, Any]) -> dict[str, Any]:
     """What could not be compared is in neither list: a policy that wants it does not find it."""
     passed: list[str] = []
     failed: list[str] = []
-    if weights := verification["weights"]:
-        (failed if weights["mismatched"] else passed).append("weights")
     for probe in verification["probes"]:
         (passed if probe["passed"] else failed).append(f"{probe['runtime']}: {probe['name']}")
-    for evidence in verification.get("program", ()):
+    for evidence in verification["evidence"]:
         name = f"{evidence['link']}: {evidence['subject']}"
         if evidence["outcome"] in ("same", "differs"):
             (passed if evidence["outcome"] == "same" else failed).append(name)

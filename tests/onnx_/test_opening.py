@@ -90,7 +90,7 @@ def test_another_exporters_graph_is_judged_by_its_function(tmp_path: Path) -> No
     assert result.weights is None
     links = {e.link: (e.outcome, e.why) for e in result.evidence}
     assert links["weights"] == ("same", "found by their bits, under other names")
-    assert links["structure"] == ("not comparable", "an unknown program wrote it")
+    assert links["structure"] == ("not comparable", "pytorch wrote it")
     assert links["program"][0] == links["route"][0] == links["arithmetic"][0] == "same"
     with pytest.raises(MissingTensor):
         verify(graph, there)
