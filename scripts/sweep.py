@@ -59,6 +59,8 @@ class Run:
     lines: list[dict[str, Any]] = field(default_factory=list)
     came: list[float] = field(default_factory=list)
     """When each line did, in seconds from the start."""
+    waited: list[float] = field(default_factory=list)
+    """How long each process had waited for a core until then, on average: what others took."""
     seconds: float = 0.0
     cpu: float = 0.0
     code: int = 0
@@ -70,9 +72,13 @@ class Run:
         found = self.lines[-1]["summary"]
         return {k: found[k] for k in ("converted", "there")} | dict(found["failed"])
 
-    def rate(self, skipped: int) -> float:
-        """Checkpoints in a second, once each process has its libraries."""
-        return (len(self.lines) - 1 - skipped) / (self.came[-2] - self.came[skipped - 1])
+    def rate(self, skipped: int, *, alone: bool = False) -> float:
+        """Checkpoints in a second, once each process has its libraries. `alone`: as if nothing else
+        ran here, without the time that the processes were ready and had no core."""
+        took = self.came[-2] - self.came[skipped - 1]
+        if alone:
+            took -= self.waited[-2] - self.waited[skipped - 1]
+        return (len(self.lines) - 1 - skipped) / took
 
 
 def run(root: Path, output: str, *, jobs: int, sources: str = "*", kill: str = "") -> Run:
@@ -95,17 +101,31 @@ def run(root: Path, output: str, *, jobs: int, sources: str = "*", kill: str = "
         command, env=env, stdout=to, stderr=subprocess.DEVNULL
     ) as process:  # fmt: skip
         rest, ended = "", False
+        waits: dict[int, float] = {}
         while not ended:
             ended = process.poll() is not None
             *whole, rest = (rest + lines.read()).split("\n")
             done.lines += map(json.loads, whole)
             done.came += [time.monotonic() - begun] * len(whole)
+            waits |= waiting(process.pid, jobs)
+            done.waited += [sum(waits.values()) / jobs] * len(whole)
             done.peak = max(done.peak, unfinished(root / output))
             time.sleep(0.01)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     done.seconds, done.code = time.monotonic() - begun, process.returncode
     done.cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done
+
+
+def waiting(pid: int, jobs: int) -> dict[int, float]:
+    """Seconds that each process that converts was ready and had no core, by its id."""
+    try:
+        pids = [pid]
+        if jobs > 1:
+            pids = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return {p: int(Path(f"/proc/{p}/schedstat").read_text().split()[1]) / 1e9 for p in pids}
+    except OSError:  # it has ended
+        return {}
 
 
 def unfinished(output: Path) -> int:
@@ -177,12 +197,13 @@ def main(count: int, jobs: int, rounds: int, timed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="sweep-") as scratch:
         root = Path(scratch)
         kill, cut = make(root, count)
-        faster = []
+        faster: dict[bool, list[float]] = {False: [], True: []}
         for one, many in speeds(root, jobs, rounds, timed):
-            faster.append(many.rate(2 * jobs) / one.rate(2) / jobs)
-            print(f"1 process: {one.rate(2):.2f}/s, {one.cpu:.0f} s of CPU; {jobs}:"
-                  f" {many.rate(2 * jobs):.2f}/s, {many.cpu:.0f} s; load {os.getloadavg()[0]:.1f}",
-                  file=sys.stderr)  # fmt: skip
+            for alone, found in faster.items():
+                ones, manys = one.rate(2, alone=alone), many.rate(2 * jobs, alone=alone)
+                found.append(manys / ones / jobs)
+                print(f"1 process: {ones:.2f}/s; {jobs}: {manys:.2f}/s{', alone' if alone else ''};"
+                      f" load {os.getloadavg()[0]:.1f}", file=sys.stderr)  # fmt: skip
         runs = [
             ("first", run(root, "tl", jobs=jobs, kill=" ".join(kill))),
             ("second", run(root, "tl", jobs=jobs)),
@@ -201,8 +222,10 @@ def main(count: int, jobs: int, rounds: int, timed: int) -> None:
         print(
             f"\nKilled: {len(kill)}. Cut off: {len(cut)}. Copies reported: {equal}, then {equal_now}."
         )
-        print(f"Speed of {jobs} processes over {jobs} times that of one: median"
-              f" {statistics.median(faster):.2f} ({', '.join(f'{x:.2f}' for x in faster)}).")  # fmt: skip
+        for alone, found in faster.items():
+            without = ", without the time that others had the cores" if alone else ""
+            print(f"Speed of {jobs} processes over {jobs} times that of one{without}: median"
+                  f" {statistics.median(found):.2f} ({', '.join(f'{x:.2f}' for x in found)}).")  # fmt: skip
         print(f"Disk beside the finished outputs: at most {peak / largest:.2f} outputs.")
         print(f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python"
               f" {platform.python_version()}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
