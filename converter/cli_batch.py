@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from converter.cli_running import request_of, require_report
 from converter.errors import NeoconvertError, UsageError
 
 if TYPE_CHECKING:
-    from converter.batch import Job
+    from converter.batch import Job, Outcome
     from converter.batch.manifest import Found, Row
 
 COMMANDS = ("hf-to-tl", "tl-to-hf", "bake", "export-onnx")
@@ -25,8 +26,10 @@ _NOT_HERE = ("json", "quiet", "debug", "dry-run", "help")
 _TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 
 
-def jobs_of(manifest: Path, commands: Mapping[str, click.Command], **also: Any) -> list[Job]:
-    """Every line checked, and what it stands for.
+def jobs_of(
+    manifest: Path, commands: Mapping[str, click.Command], **also: Any
+) -> tuple[list[Job], list[Outcome]]:
+    """Every line checked, and what it stands for; and the lines of which the hub does not say.
 
     Args:
         commands: those of the command line, by name.
@@ -39,10 +42,11 @@ def jobs_of(manifest: Path, commands: Mapping[str, click.Command], **also: Any) 
     from converter.batch.running import outputs_apart
 
     jobs: list[Job] = []
+    lost: list[Outcome] = []
     wrong: list[tuple[int, NeoconvertError]] = []
     for row in read(manifest):
         try:
-            jobs += _jobs(row, commands, also)
+            jobs += _jobs(row, commands, also, lost)
         except NeoconvertError as error:
             wrong.append((row.line, error))
     for job, how in outputs_apart(jobs):
@@ -52,7 +56,7 @@ def jobs_of(manifest: Path, commands: Mapping[str, click.Command], **also: Any) 
         wrong.append((job.line, UsageError(f"{how}.", where=str(job.output), do=apart)))
     if wrong:
         raise _refused(manifest, wrong)
-    return jobs
+    return jobs, lost
 
 
 def _refused(manifest: Path, wrong: list[tuple[int, NeoconvertError]]) -> UsageError:
@@ -69,8 +73,11 @@ def _refused(manifest: Path, wrong: list[tuple[int, NeoconvertError]]) -> UsageE
     )
 
 
-def _jobs(row: Row, commands: Mapping[str, click.Command], also: dict[str, Any]) -> Iterator[Job]:
-    from converter.batch.manifest import expand
+def _jobs(
+    row: Row, commands: Mapping[str, click.Command], also: dict[str, Any], lost: list[Outcome]
+) -> Iterator[Job]:
+    from converter.batch.job import failed
+    from converter.batch.manifest import AS_WRITTEN, Found, expand
 
     cells = {_plain(name): value for name, value in row.cells.items()}
     command = commands[_command(cells)]
@@ -83,7 +90,16 @@ def _jobs(row: Row, commands: Mapping[str, click.Command], also: dict[str, Any])
         raise UsageError(
             "There is no output.", where="output", do="Name a directory; {name} is the source's."
         )
-    for found in expand(_text("source", cells["source"])):
+    source = _text("source", cells["source"])
+    try:
+        stands_for = expand(source)
+    except UsageError:
+        raise
+    except NeoconvertError as error:  # the line is right, and fails as one that is converted does
+        job = _job(row.line, command, options, cells, Found(source, None, AS_WRITTEN), also)
+        lost.append(failed(job, error))
+        return
+    for found in stands_for:
         yield _job(row.line, command, options, cells, found, also)
 
 
@@ -210,13 +226,13 @@ def run(
     from converter.batch.running import settle
     from converter.display_batch import Showing
 
-    todo = jobs_of(manifest, commands, **also)
+    todo, lost = jobs_of(manifest, commands, **also)
     tally = Tally()
-    showing = Showing(display, len(todo))
+    showing = Showing(display, len(todo) + len(lost))
     for kept in [] if also["dry_run"] else settle(todo):
         display.warn(kept)
     with showing.progress():
-        for outcome in outcomes(todo, processes=jobs):
+        for outcome in chain(lost, outcomes(todo, processes=jobs)):
             same = tally.add(outcome)
             showing.outcome(outcome, same)
             if display.as_json:

@@ -85,6 +85,7 @@ class Showing:
         self._say(f"[bold]{', '.join(parts)}[/], in {seconds:.1f} s")
         if tally.equal:
             most = sum(len(group) - 1 for group in tally.equal)
-            self._say(f"{most} sources have the weights of another:")
+            have = "1 source has" if most == 1 else f"{most} sources have"
+            self._say(f"{have} the weights of another:")
             for group in tally.equal[:10]:
                 self._say(f"  {shown(' = '.join(group[:6]))}{' …' if len(group) > 6 else ''}")

@@ -309,6 +309,31 @@ def test_dry_run() -> None:
     assert sorted(Path().rglob("*")) == before
 
 
+def test_verified_with_a_report() -> None:
+    checkpoints(1)
+    asked = row(verify=True, effort="quick", report="{name}.html")
+    (line, _) = batch(manifest(asked))
+    assert line["conversion"]["verification"]["passed"] is True
+    assert "<html" in Path("checkpoint-1.html").read_text()
+    assert status(batch(manifest(asked | {"report": None}))) == {"checkpoint-1": "there"}
+
+
+def test_what_a_person_reads() -> None:
+    checkpoints(1, 2)
+    shutil.copytree("runs/checkpoint-1", "runs/checkpoint-3")
+    Path("runs/checkpoint-2/config.json").write_text("{")
+    path = str(manifest(row()))
+    result = CliRunner().invoke(main, ["batch", path])
+    assert result.exit_code == 3
+    assert result.stderr == ""
+    assert "✗ runs/checkpoint-2 → tl/checkpoint-2: permanent\n    line 1: " in result.stdout
+    assert "2 converted, 1 failed for good, in" in result.stdout
+    assert "1 source has the weights of another:\n  runs/checkpoint-1 = runs/checkpoint-3" in result.stdout  # fmt: skip
+    result = CliRunner().invoke(main, ["batch", path, "--quiet"])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert [line[:5] for line in result.stderr.splitlines()] == ["Error", "   in", "   do"]
+
+
 def test_two_at_a_time() -> None:
     checkpoints(*range(6))
     weights = Path("runs/checkpoint-2/model.safetensors")

@@ -125,9 +125,20 @@ def test_what_may_pass_is_told_apart(
     line, _ = run(hub, rows=[{"source": source}], code=code)
     assert line["error"]["type"] == kind, line["error"]
     assert line["transient"] is (code == 75)
+    assert run(hub, "--delete-fetched", rows=[{"source": source}], code=code)[0]["status"] == "failed"  # fmt: skip
     assert not Path("tl").exists()
 
 
 def test_no_revision_matches(hub: Hub) -> None:
     (line,) = run(hub, rows=[{"source": "me/neo@stp*"}], code=2)
     assert "Nothing matches" in line["error"]["what"]
+
+
+def test_a_hub_that_is_down_stops_nothing_else(hub: Hub) -> None:
+    write_hf(Path("here"), Recipe())
+    hub.status = 503
+    rows = [{}, {"source": "here", "output": "tl/here"}]
+    lines = run(hub, rows=rows, code=75)
+    assert [x["status"] for x in lines[:-1]] == ["failed", "converted"]
+    assert lines[0]["source"] == "me/neo@step*"
+    assert lines[0]["transient"] is True

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from converter.batch import there
 from converter.checkpoint import Checkpoint, hub, open_checkpoint
+from converter.checkpoint.publish import parents_of
 from converter.checkpoint.source import provenance_of
 from converter.checkpoint.workspace import Workspace
 from converter.convert import run
@@ -160,13 +161,12 @@ def _cache(job: Job) -> Iterator[Path | None]:
     if job.local or not job.delete_fetched:
         yield None
         return
-    parent = job.output.resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    place = Workspace(parent, f"{job.output.name}.source")
-    try:
-        yield place.new
-    finally:
-        place.close()
+    with parents_of(job.output.resolve()):
+        place = Workspace(job.output.resolve().parent, f"{job.output.name}.source")
+        try:
+            yield place.new
+        finally:
+            place.close()
 
 
 def _report(job: Job, verification: dict[str, Any] | None) -> tuple[str, ...]:

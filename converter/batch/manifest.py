@@ -129,6 +129,10 @@ class Found:
         return re.sub(r"\{(\w*)\}", value, template)
 
 
+AS_WRITTEN = {name: f"{{{name}}}" for name in ("name", "parent", "revision")}
+"""The names where it is not known what a source stands for."""
+
+
 def expand(source: str) -> list[Found]:
     """What a source stands for: itself, the checkpoints that match a pattern, or with
     `owner/name@pattern` the revisions that do.

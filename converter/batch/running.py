@@ -29,7 +29,7 @@ def outcomes(jobs: Sequence[Job], *, processes: int = 1) -> Iterator[Outcome]:
     """
     if processes == 1:
         yield from map(attempt, jobs)
-    else:
+    elif jobs:
         yield from _spread(jobs, min(processes, len(jobs)))
 
 

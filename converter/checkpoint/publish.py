@@ -50,7 +50,7 @@ def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterato
         NoSpace: there is too little.
     """
     target = Path(os.path.realpath(output))
-    with _parents_of(target):
+    with parents_of(target):
         warnings = [f"a killed run left {kept}" for kept in clean(target.parent)]
         if target.is_dir():
             clean(target)
@@ -77,7 +77,7 @@ def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterato
 
 
 @contextmanager
-def _parents_of(target: Path) -> Iterator[None]:
+def parents_of(target: Path) -> Iterator[None]:
     """Make the directories that OUTPUT is to be in; those made are removed again if they stay empty."""
     missing = [path for path in (target.parent, *target.parent.parents) if not path.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
