@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "shows a traceback": (lambda: click.echo("Traceback", err=True), "traceback"),
     "acts on the terminal": (lambda: sys.stderr.write("\x1b[2J"), "control"),
     "says more than three lines": (lambda: click.echo("and more", err=True), "three lines"),
-    "dies": (lambda: os.abort(), "died"),
+    "dies": (lambda: os.kill(os.getpid(), signal.SIGKILL), "died"),
     "succeeds": (lambda: sys.exit(0), "exit code 0"),
 }  # fmt: skip
 

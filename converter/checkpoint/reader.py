@@ -88,6 +88,8 @@ class SafetensorsReader(Reader):
                 for name in file.offset_keys():
                     piece = file.get_slice(name)
                     code, shape = str(piece.get_dtype()), tuple(piece.get_shape())
+                    if len(shape) > 32 or math.prod(size or 1 for size in shape) > 2**48:
+                        raise ValueError(f"tensor {name} has the shape {list(shape)}")
                     if code in CODES:
                         self.tensors[name] = Stored(name, code, shape, path)
                         size = self.tensors[name].nbytes
