@@ -139,6 +139,31 @@ def test_what_changed_is_noticed(change: str) -> None:
     assert Counter(status(batch(path)).values()) == {"there": 2}
 
 
+def test_an_adapter_that_changed_is_noticed() -> None:
+    from tests.adapter import making
+
+    making.write(Path(), making.Recipe({"target_modules": ["q_proj"]}))
+    path = manifest(row("base", "tl", adapter="adapter"))
+    assert status(batch(path)) == {"base": "converted"}
+    assert status(batch(path)) == {"base": "there"}
+    flip("adapter/adapter_model.safetensors")()
+    assert "the adapter's tensors is another now" in batch(path, code=2)[0]["error"]["what"]
+    flip("adapter/adapter_model.safetensors")()
+    flip("base/model.safetensors")()
+    assert "source's model.safetensors" in batch(path, code=2)[0]["error"]["what"]
+
+
+def test_a_way_back_and_its_ledger() -> None:
+    checkpoints(1)
+    batch(manifest(row(process="default", ledger="exact")))
+    back = row("tl/*", "hf/{name}", command="tl-to-hf", reverse="exact")
+    assert status(batch(manifest(back))) == {"checkpoint-1": "converted"}
+    assert status(batch(manifest(back))) == {"checkpoint-1": "there"}
+    assert same(read_all(Path("hf/checkpoint-1")), read_all(Path("runs/checkpoint-1")))
+    flip("tl/checkpoint-1/ledger.safetensors")()
+    assert "ledger.safetensors is another" in batch(manifest(back), code=2)[0]["error"]["what"]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
@@ -401,6 +426,16 @@ def test_killed_in_the_middle(sign: signal.Signals, jobs: int) -> None:
     assert again["checkpoint-2"] == "converted"
     assert {name: data for name, data in files().items() if "/checkpoint-1/" in name} == before
     assert sorted(os.listdir("tl")) == [f"checkpoint-{i}" for i in (1, 2, 3)]
+
+
+def test_what_a_dead_run_left_goes_where_nothing_is_left_to_do() -> None:
+    checkpoints(1)
+    batch(manifest(row()))
+    os.mkdir("tl/.checkpoint-1.abcdefgh.partial")
+    batch(manifest(row()), "--dry-run")
+    assert len(os.listdir("tl")) == 2
+    assert status(batch(manifest(row()))) == {"checkpoint-1": "there"}
+    assert os.listdir("tl") == ["checkpoint-1"]
 
 
 def test_a_worker_that_is_killed_takes_none_along() -> None:
