@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
@@ -231,8 +232,8 @@ def run(
     showing = Showing(display, len(todo) + len(lost))
     for kept in [] if also["dry_run"] else settle(todo):
         display.warn(kept)
-    with showing.progress():
-        for outcome in chain(lost, outcomes(todo, processes=jobs)):
+    with showing.progress(), closing(outcomes(todo, processes=jobs)) as ran:
+        for outcome in chain(lost, ran):
             same = tally.add(outcome)
             showing.outcome(outcome, same)
             if display.as_json:

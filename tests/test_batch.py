@@ -270,6 +270,9 @@ def test_what_fails_stops_nothing_else() -> None:
     assert status(batch(path, "--stop", code=3)) == {
         "checkpoint-1": "converted", "checkpoint-2": "failed",
     }  # fmt: skip
+    # The line that another process was at is let go, and nothing of it stays.
+    batch(manifest(row("runs/not/there", "tl/0"), row()), "--stop", "--jobs", 2, code=3)
+    assert not any(name.startswith(".") for name in os.listdir("tl"))
 
 
 @pytest.mark.parametrize(

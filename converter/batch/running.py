@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -20,7 +20,7 @@ from converter.errors import CannotDoHere
 from converter.interrupts import GRACE_S, Interrupted
 
 
-def outcomes(jobs: Sequence[Job], *, processes: int = 1) -> Iterator[Outcome]:
+def outcomes(jobs: Sequence[Job], *, processes: int = 1) -> Generator[Outcome, None, None]:
     """Do the jobs, and give what came of each as soon as it has.
 
     Args:
@@ -96,7 +96,7 @@ def _killed(job: Job, code: int | None) -> CannotDoHere:
         with suppress(ValueError):
             how = signal.Signals(-code).name
     error = CannotDoHere(
-        f"The process that did this was ended ({how}); nothing was published.",
+        f"The process that did this was ended ({how}) before it said what came of it.",
         where=job.given,
         do="Run again, with fewer --jobs where memory is short: the system kills what takes too much.",
     )
