@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.explaining.operand import Operand, parts, total
-from converter.processing.step import FLOAT32, Array
+from converter.processing.step import FLOAT32, Array, Rounding
 
 NOISE = 4.0
 """Roundings of float32 for each magnitude. TransformerLens 3.9 and 4.3 need 1.1 at most: measured
@@ -32,6 +32,7 @@ FEW = 1 / 16
 _CAST = 0.25
 """A cast changes more of a tensor's elements than this."""
 _SAMPLES = 64
+_FLOAT16 = Rounding.of("F16")
 _SPREAD = 0.5
 """The part of a matrix's rows that noise of storage reaches; an edit reaches few."""
 
@@ -163,6 +164,8 @@ def _compare(
         with np.errstate(all="ignore"):
             gap = np.abs(a - b)
             gap[(a == b) | (np.isnan(a) & np.isnan(b)) | _overflown(a, b, right)] = 0
+            if right.finest > left.finest:  # what is small was rounded, whatever digits it had
+                gap[(gap <= right.finest) & (np.abs(a) < right.finest / _FLOAT16.relative)] = 0
             gap[np.isnan(gap)] = np.inf
             bound = per_cell[0] * left.magnitude(part) + per_cell[1] * right.magnitude(part)
             bad = ~(gap <= bound)

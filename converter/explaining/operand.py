@@ -60,6 +60,8 @@ class Operand:
     """Of the storage it was read from."""
     largest: float = math.inf
     """What that storage holds; beyond is infinite."""
+    finest: float = 0.0
+    """What that storage rounds by, below its smallest normal number."""
     code: str = "F32"
     """The dtype that the values have (safetensors code)."""
     hidden: bool = False
@@ -76,7 +78,8 @@ class Operand:
         # Below the smallest normal number rounding is absolute, not relative.
         floor = np.full((1,) * value.ndim, rounding.absolute / rounding.relative)
         largest = float(ml_dtypes.finfo(CODES[code]).max)
-        return cls(value, (floor,), rounding, largest, code, hidden=code != declared)
+        finest = Rounding.of(declared).absolute
+        return cls(value, (floor,), rounding, largest, finest, code, hidden=code != declared)
 
     def magnitude(self, part: slice = slice(None)) -> Array:
         result: Array = np.abs(self.value[part])

@@ -21,6 +21,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CannotDoHere, UsageError, VerificationFailed
+from converter.verification.evidence import NotComparable
 from converter.verification.probes import Probe
 from converter.verification.runtimes import Runtime, open_runtime
 
@@ -37,21 +38,40 @@ class Remote(Runtime):
     process: subprocess.Popen[str]
     folder: tempfile.TemporaryDirectory[str]
 
+    exact: bool
+    """Whether it runs in float64 too."""
+
     def logits(self, probe: Probe) -> Tensor:
+        return self._logits(probe, exact=False)
+
+    def exact_logits(self, probe: Probe) -> Tensor:
+        if not self.exact:
+            return super().exact_logits(probe)
+        return self._logits(probe, exact=True)
+
+    def _logits(self, probe: Probe, *, exact: bool) -> Tensor:
         import torch
 
         folder = Path(self.folder.name)
         arrays = {"tokens": probe.tokens, "start": np.array(probe.start)}
         if probe.mask is not None:
             arrays["mask"] = probe.mask
+        if probe.prefill is not None:
+            arrays["prefill"] = np.array(probe.prefill)
         np.savez(folder / _PROBE, allow_pickle=False, **arrays)
-        _ask(self.process, probe.name, folder)
+        answer = _ask(self.process, {"name": probe.name, "exact": exact}, folder)
+        if "not_comparable" in answer:
+            raise NotComparable(answer["not_comparable"])
         return torch.from_numpy(np.load(folder / _LOGITS)).to(self.device)
 
     def runs(self, probe: Probe) -> bool:
-        return super().runs(probe) and not (
-            probe.start and self.what.startswith("HookedTransformer")
-        )
+        return super().runs(probe) and self._takes(probe)
+
+    def runs_exactly(self, probe: Probe) -> bool:
+        return self._takes(probe)
+
+    def _takes(self, probe: Probe) -> bool:
+        return not (probe.start and self.what.startswith("HookedTransformer"))
 
     def __del__(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):
@@ -101,7 +121,7 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
     info = _ask(process, None, Path(folder.name))
     cpu = torch.device("cpu")
     what = f"{info['what']} ({info['name']} {info['version']})"
-    return Remote(info["name"], what, info["version"], cpu, process, folder)
+    return Remote(info["name"], what, info["version"], cpu, process, folder, info["exact"])
 
 
 def _bring(package: Path, library: Path) -> None:
@@ -113,7 +133,9 @@ def _bring(package: Path, library: Path) -> None:
         shutil.copytree(package, library / package.name)
 
 
-def _ask(process: subprocess.Popen[str], request: str | None, folder: Path) -> dict[str, Any]:
+def _ask(
+    process: subprocess.Popen[str], request: dict[str, Any] | None, folder: Path
+) -> dict[str, Any]:
     """One request, one answer; None waits for the answer that comes unasked, at the start."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -152,13 +174,23 @@ def _serve(path: str, folder: Path, device: str) -> None:
 
     try:
         runtime = open_runtime(open_checkpoint(path, allow_pickle=True), device)
-        answer({"name": runtime.name, "what": runtime.what, "version": runtime.version})
+        exact = runtime.name != "neoconvert"
+        answer(
+            {"name": runtime.name, "what": runtime.what, "version": runtime.version, "exact": exact}
+        )
         for line in sys.stdin:
+            asked = json.loads(line)
             with np.load(folder / _PROBE) as given:
-                mask = given.get("mask")
-                probe = Probe(json.loads(line), given["tokens"], mask, int(given["start"]))
-            np.save(folder / _LOGITS, runtime.logits(probe).cpu().numpy())
-            answer({"done": probe.name})
+                prefill = int(given["prefill"]) if "prefill" in given else None
+                probe = Probe(
+                    asked["name"], given["tokens"], given.get("mask"), int(given["start"]), prefill
+                )
+            try:
+                run = runtime.exact_logits if asked["exact"] else runtime.logits
+                np.save(folder / _LOGITS, run(probe).cpu().numpy())
+                answer({"done": probe.name})
+            except NotComparable as error:
+                answer({"not_comparable": error.why})
     except NeoconvertError as error:
         answer({"refused": error.lines()})
 

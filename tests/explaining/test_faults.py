@@ -414,6 +414,22 @@ def test_a_cast_that_the_file_hides(demo: Checkpoint, tmp_path: Path) -> None:
     assert explain(narrow, wide).verdict == "same-weights"
 
 
+def test_what_is_small_is_rounded_by_float16(demo: Checkpoint, tmp_path: Path) -> None:
+    """bfloat16 has weights that float16 has no digits left for: few, and all over the tensors."""
+    weights = read(demo)
+    small = np.random.default_rng(0).random(weights["blocks.1.mlp.W_in"].shape) < 0.02
+    weights["blocks.1.mlp.W_in"][small] *= 1e-5
+    brain = write(tmp_path / "brain", weights, demo, "hooked", "BF16")
+    half = write(tmp_path / "half", read(brain), demo, "hooked", "F16")
+    found = explain(brain, half)
+    assert (found.verdict, found.unexplained) == ("same-function", ())
+    edited = read(half)
+    place = tuple(np.argwhere(small)[7])
+    edited["blocks.1.mlp.W_in"][place] += 2.0**-23  # two of float16's smallest
+    moved = explain(brain, write(tmp_path / "moved", edited, demo, "hooked", "F16"))
+    assert moved.unexplained == ("blocks.1.mlp.W_in",)
+
+
 @pytest.mark.parametrize("code", ["F16", "BF16"])
 def test_an_edit_is_no_cast(code: str, demo: Checkpoint, tmp_path: Path) -> None:
     """Two units in the last place of bfloat16, in one row."""

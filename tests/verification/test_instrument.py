@@ -33,6 +33,9 @@ def test_another_environment(original: Checkpoint, there: Path) -> None:
     theirs = [p for p in result.probes if p.runtime == other.what]
     assert [p.name for p in mine] == [p.name for p in theirs]
     assert [p.max_abs_logprob_diff for p in mine] == [p.max_abs_logprob_diff for p in theirs]
+    exact = [e for e in result.evidence if e.link == "program"]
+    assert [e.outcome for e in exact] == ["same", "same"]
+    assert exact[0].error == exact[1].error
 
 
 def test_another_environment_sees_the_fault(original: Checkpoint, there: Path) -> None:
