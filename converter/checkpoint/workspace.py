@@ -39,6 +39,9 @@ class Workspace:
                 self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             except FileNotFoundError:  # another run took it for a dead one's
                 continue
+            except OSError:
+                self.folder.rmdir()
+                raise
             if lock(self._lock) is not False and (self.folder / LOCK).exists():
                 break
             os.close(self._lock)
@@ -46,8 +49,12 @@ class Workspace:
         self.new, self.old = self.folder / "new", self.folder / "old"
         self.file = parent / f"{self.folder.name.removesuffix(SUFFIX)}.new"
         LIVE[self.folder] = self
-        self.new.mkdir()
-        self.say(new=identity(self.new))
+        try:
+            self.new.mkdir()
+            self.say(new=identity(self.new))
+        except OSError:
+            self.close()
+            raise
 
     def say(self, **facts: Any) -> None:
         """Leave word for the next run, should this one die."""

@@ -31,13 +31,13 @@ class Document:
     of: Callable[[], Path]
     commands: list[list[str]]
     needed: bool
-    """Without it, nothing can be read; else it may be left out, and what is no file is."""
+    """Without it, nothing can be read; else what is no file is as if it were not there."""
 
 
 DOCUMENTS = [
     Document("config.json", sound.hf, HF, True),
     Document("cfg.json", sound.hooked, TL, True),
-    Document("model.safetensors.index.json", sound.sharded, HF, True),
+    Document("model.safetensors.index.json", sound.sharded, HF, False),
     Document("neoconvert.json", sound.processed, TL, False),
     Document("generation_config.json", sound.hf, HF, False),
     Document(

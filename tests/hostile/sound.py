@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 
 from converter.convert import export_onnx, hf_to_tl
 from converter.exporting import Graph
+from converter.verification import verify
+from converter.verification.report import write_report
 from tests.checkpoints import Recipe, write_hf
 from tests.models import random_hf
 
@@ -62,6 +64,21 @@ def graph() -> Path:
     """A folder with a graph, its data in a file beside it."""
     export_onnx(hf(), _root() / "graph", graph=Graph(weights="external"), check=False)
     return _root() / "graph"
+
+
+@functools.cache
+def beside() -> Path:
+    """HF, with a graph that shares its weights."""
+    export_onnx(copied(hf, _root() / "beside"), None, check=False)
+    return _root() / "beside"
+
+
+@functools.cache
+def report() -> Path:
+    """One of ours, of something else."""
+    path = _root() / "report.html"
+    write_report(verify(hf(), hooked(), checks="weights").to_json(), path, title="before")
+    return path
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def run(given: Input, main: Callable[..., Any]) -> Outcome:
         try:
             arguments = given.make(place)
             before = _snapshot(place)
-            outcome = _forked(arguments, place, notes, main)
+            outcome = forked(arguments, place, notes, main)
             after = _snapshot(place)
         finally:
             _unlock(place)
@@ -127,7 +127,9 @@ def _unlock(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
 
 
-def _forked(arguments: list[str], place: Path, notes: Path, main: Callable[..., Any]) -> Outcome:
+def forked(arguments: list[str], place: Path, notes: Path, main: Callable[..., Any]) -> Outcome:
+    """Call the command line in a child that stands in `place`; `notes`: an empty directory for what
+    it prints."""
     sys.stdout.flush()
     sys.stderr.flush()
     if not (child := os.fork()):
