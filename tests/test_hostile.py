@@ -20,7 +20,9 @@ from tests.hostile.trial import Input, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
+EXPANDED = ".bin, .pt, .ckpt: one element expanded to a gigabyte"
 CHOSEN = [
+    EXPANDED,
     "model.safetensors: a header of 100,000,001 bytes",
     "model.safetensors: names that forge an error",
     "ledger.safetensors: half a byte",
@@ -34,7 +36,6 @@ CHOSEN = [
     ".bin, .pt, .ckpt: os.system",
     ".bin, .pt, .ckpt: zeros",
     ".bin, .pt, .ckpt: ten to the ninth by reference",
-    ".bin, .pt, .ckpt: one element expanded to a gigabyte",
     ".onnx: functions that double 30 times (verify)",
     ".onnx: seed 1 (verify)",
     "external data: data at location 'model.onnx' (verify)",
@@ -59,6 +60,10 @@ def test_there_are_many(known: dict[str, Input]) -> None:
     assert {name.split(": ")[0] for name in known} == {name.split(": ")[0] for name in CHOSEN} | {
         "generation_config.json", "adapter_model.safetensors",
     }  # fmt: skip
+
+
+def test_why_what_is_expanded_is_refused(known: dict[str, Input]) -> None:
+    assert "of which the file holds 4" in run(known[EXPANDED], main).err
 
 
 @pytest.mark.parametrize("name", CHOSEN)

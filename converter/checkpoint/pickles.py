@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from converter.checkpoint.reader import Entry, TorchReader, plain
+from converter.checkpoint.reader import Entry, TorchReader, odd_kind, plain
 from converter.errors import CannotDoHere, CorruptFile, PickleRefused
 
 _ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)."
@@ -72,6 +72,13 @@ class PickleReader(TorchReader):
                     f"Two tensors in the file come to the same name, {name}.",
                     where=str(path),
                     do="Save the state dict alone: torch.save(model.state_dict(), FILE).",
+                )
+            elif odd_kind(value) is None and value.nbytes > value.untyped_storage().nbytes():
+                raise CorruptFile(
+                    f"Tensor {name} has {value.nbytes:,} bytes, of which the file holds"
+                    f" {value.untyped_storage().nbytes():,}.",
+                    where=str(path),
+                    do="Where it was made, save it whole: torch.save({n: t.contiguous() for n, t in state.items()}, FILE).",
                 )
             else:
                 tensors[name], self.entries[name] = value, entry[:-1]

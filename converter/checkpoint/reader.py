@@ -196,7 +196,7 @@ class TorchReader(Reader):
         self._state: dict[str, torch.Tensor] = {}
         codes = {getattr(torch, name): code for code, name in NAMES.items()}
         for name, tensor in state.items():
-            if odd := _odd(tensor):
+            if odd := odd_kind(tensor):
                 self.other[name] = odd
             elif code := codes.get(tensor.dtype):
                 self.tensors[name] = Stored(name, code, tuple(tensor.shape), place)
@@ -210,7 +210,7 @@ class TorchReader(Reader):
         return array
 
 
-def _odd(tensor: torch.Tensor) -> str | None:
+def odd_kind(tensor: torch.Tensor) -> str | None:
     """What a tensor is that has no plain bytes of its own."""
     import torch
 

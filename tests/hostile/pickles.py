@@ -232,7 +232,7 @@ def _expanded(place: Path) -> list[str]:
     state = {
         str(slot.name): torch.zeros(1).expand(*slot.shape)
         for slot in expand("hf", parsed.sizes, parsed.n_layers).values()
-        if slot.name != "lm_head.weight"
+        if slot.name not in (None, "lm_head.weight")
     }
     (place / "src").mkdir()
     (place / "src/config.json").write_text(json.dumps(config))
