@@ -2,7 +2,8 @@
 
 A graph of a few bytes can ask for terabytes, or loop for ever. The system refuses memory beyond a
 limit (Linux: of the whole process, while the block runs); beyond a limit of processor time, it is
-told to stop. Waiting is not counted, so that a busy machine decides nothing.
+told to stop. That is the calling thread's: neither waiting counts, so that a busy machine decides
+nothing, nor what other threads do, so that the number of cores does not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from converter.errors import NeoconvertError
@@ -44,7 +46,7 @@ class AsksTooMuch(NeoconvertError):
 class Allowance:
     nbytes: int
     seconds: float
-    """Of processor time, of all threads together."""
+    """Of the calling thread's processor time."""
 
     def beside(self, other: Allowance) -> Allowance:
         """Enough for either, in each respect."""
@@ -99,12 +101,12 @@ def bounded(allowed: Allowance, stop: Callable[[], None], where: str) -> Iterato
         AsksTooMuch: the block failed because it reached a limit.
         MemoryError: there is less memory here than it may have.
     """
-    over, ended = threading.Event(), threading.Event()
-    until = time.process_time() + allowed.seconds
+    over, ended, used = threading.Event(), threading.Event(), _clock()
+    until = used() + allowed.seconds
 
     def watch() -> None:
         while not ended.wait(_CHECK_S):
-            if time.process_time() > until:
+            if used() > until:
                 over.set()
                 stop()
 
@@ -124,6 +126,13 @@ def bounded(allowed: Allowance, stop: Callable[[], None], where: str) -> Iterato
     finally:
         ended.set()
         watcher.join()
+
+
+def _clock() -> Callable[[], float]:
+    """This thread's processor time, for another to read; of the process where there is no such clock."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.process_time
+    return partial(time.clock_gettime, time.pthread_getcpuclockid(threading.get_ident()))
 
 
 _lock = threading.Lock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,25 @@ def test_time(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AsksTooMuch, match="processor time"):
         session(TOKENS)
     assert time.monotonic() - start < 20
+
+
+def test_only_the_threads_own_time_counts() -> None:
+    """A busy machine, and other threads, decide nothing."""
+    ended, stopped = threading.Event(), []
+
+    def busy() -> None:
+        while not ended.is_set():
+            np.ones(10**6).sum()
+
+    other = threading.Thread(target=busy)
+    other.start()
+    begun = time.process_time()
+    with bounded(bounds.Allowance(2**30, 0.3), lambda: stopped.append(1), "a"):
+        while time.process_time() - begun < 0.6:
+            time.sleep(0.05)
+    ended.set()
+    other.join()
+    assert not stopped
 
 
 def test_limits_end_with_the_run(tiny: Checkpoint) -> None:
