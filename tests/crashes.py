@@ -230,11 +230,14 @@ _REAL = {name: getattr(os, name) for name in ("open", "write")}
 
 
 def _interpose(how: str, at: int) -> Callable[[], int]:
-    """Have the call number `at` kill the process or fail. Returns what tells how many there have been."""
-    done = 0
+    """Have the call number `at` kill the process or fail. Returns what ends it, and tells how many there
+    have been."""
+    done, over = 0, False
 
     def step(name: str) -> None:
         nonlocal done
+        if over:
+            return
         done += 1
         if how == KILL:
             if done == at:
@@ -275,4 +278,10 @@ def _interpose(how: str, at: int) -> Callable[[], int]:
     setattr(ledger_file, saved, counted(getattr(ledger_file, saved), "write"))
     if renaming._renameat2.__name__ != "<lambda>":
         renaming._renameat2 = counted(renaming._renameat2, "rename")
-    return lambda: done
+
+    def end() -> int:
+        nonlocal over
+        over = True
+        return done
+
+    return end
