@@ -23,7 +23,8 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.dtypes import CODES, cast
 from converter.errors import NotRepresentable
 from converter.processing import STEPS
-from converter.verification.judge import measure, pooled_floor
+from converter.verification.judge import pooled_floor
+from converter.verification.measuring import measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
 from converter.verification.route_link import Moved

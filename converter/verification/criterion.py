@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from converter.errors import UsageError
-from converter.verification.judge import Errors
+from converter.verification.measuring import Errors
 
 STATE_IT = "--max-kl 0.1 --min-top1 0.9"
 

@@ -15,8 +15,9 @@ from converter.progress import Progress
 from converter.route import Expected, Route
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
-from converter.verification.judge import MAX_RATIO, Errors, measure, pooled_floor
+from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.loading import installed, resolve_device
+from converter.verification.measuring import Errors, Rows, measure, measure_rows
 from converter.verification.probes import Probe, cost
 from converter.verification.program import examine_program, few_of, part_of
 from converter.verification.reference import Forward, Source, forward
@@ -75,10 +76,10 @@ def compare_function(
     work = cost(original.config, sum(probe.tokens.size for probe in probes))
     with threads_for(work):
         say("reference: float64")
-        true = forward(original, probes, dtype=torch.float64, device=where)
+        true = forward(original, probes, dtype=torch.float64, device=where).keeping()
         software = open_runtime(original, device)
         ran = [info(software, "original")]
-        own = _run(software, true, [0.0] * len(probes), say, original=True)
+        own = _own(software, true, say)
         first: Runtime | None = software
         del software
         problems: list[str] = []
@@ -223,32 +224,47 @@ def _open(subject: Subject) -> Runtime:
         raise VerificationFailed(error.what, where=error.where, do=error.do) from error
 
 
+def _own(runtime: Runtime, true: Forward, say: Progress) -> list[Errors | None]:
+    """The original's own run, of whole probes: what float32 costs it there. It needs no cache to
+    be the standard of those that have one."""
+    of = true.wholes
+    found: dict[int, Rows] = {}
+    for index in sorted(set(of)):
+        probe = replace(true.probes[index], prefill=None)
+        if runtime.runs(probe):
+            logits = _logits(runtime, probe, say, original=True)
+            (found[index],) = measure_rows(true, index, [logits])
+    shapes = (probe.tokens.shape for probe in true.probes)
+    return [
+        found[whole].part(*shape).errors() if whole in found else None
+        for whole, shape in zip(of, shapes, strict=True)
+    ]
+
+
 def _run(
-    runtime: Runtime,
-    reference: Forward,
-    margins: Sequence[float],
-    say: Progress,
-    *,
-    original: bool = False,
+    runtime: Runtime, reference: Forward, margins: Sequence[float], say: Progress
 ) -> list[Errors | None]:
-    """Every probe that the runtime can run; None for the others. The original needs no cache
-    of its own to be the standard of those that have one."""
+    """Every probe that the runtime can run; None for the others."""
     results: list[Errors | None] = []
     for index, (probe, margin) in enumerate(zip(reference.probes, margins, strict=True)):
-        if original:
-            probe = replace(probe, prefill=None)
         if not runtime.runs(probe):
             results.append(None)
             continue
-        say(f"{runtime.what}: {probe.name}")
-        try:
-            logits = runtime.logits(probe)
-        except (NeoconvertError, MemoryError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # of any library that runs what a file tells it to
-            raise _stopped(runtime, probe, error, original) from error
+        logits = _logits(runtime, probe, say)
         results += measure(reference, index, [logits], margin=margin)
     return results
+
+
+def _logits(
+    runtime: Runtime, probe: Probe, say: Progress, *, original: bool = False
+) -> torch.Tensor:
+    say(f"{runtime.what}: {probe.name}")
+    try:
+        return runtime.logits(probe)
+    except (NeoconvertError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # of any library that runs what a file tells it to
+        raise _stopped(runtime, probe, error, original) from error
 
 
 def _stopped(

@@ -18,8 +18,9 @@ from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.route import Expected, Route
 from converter.verification.function import threads_for
-from converter.verification.judge import ULP, measure
-from converter.verification.probes import Probe, cost
+from converter.verification.judge import ULP
+from converter.verification.measuring import measure
+from converter.verification.probes import Probe, cost, wholes
 from converter.verification.program import MAX_TIMES
 from converter.verification.program import ULP as ULP64
 from converter.verification.reference import Source, forward
@@ -141,8 +142,7 @@ def _units(route: Route) -> list[str]:
 def _telling(
     failed: Sequence[tuple[Probe, Subject]],
 ) -> Iterator[tuple[Checkpoint, list[Probe]]]:
-    """Of each checkpoint whose weights are known, the first probe that failed and the longest: what
-    a unit does wrong may take a certain length to show."""
+    """Each checkpoint whose weights are known, with the probes that failed."""
     told: set[int] = set()
     for _, subject in failed:
         artifact = subject.checkpoint
@@ -151,8 +151,7 @@ def _telling(
         told.add(id(artifact))
         own = [probe for probe, other in failed if other.checkpoint is artifact]
         short = [probe for probe in own if probe.tokens.shape[1] <= _LONG] or own[:1]
-        longest = max(short, key=lambda probe: probe.tokens.shape[1])
-        yield artifact, [own[0], *([longest] if longest is not own[0] else [])]
+        yield artifact, [short[i] for i in sorted(set(wholes(short)))]
 
 
 def _forced(

@@ -17,7 +17,8 @@ import torch
 from converter.checkpoint import NeoConfig
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.judge import ULP as ULP32
-from converter.verification.judge import Floor, measure, pooled_floor
+from converter.verification.judge import Floor, pooled_floor
+from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.runtimes import Runtime
@@ -135,9 +136,17 @@ def in_float64(floors: Sequence[Floor]) -> Floor:
 
 
 def part_of(whole: Forward, few: Mapping[int, Probe]) -> Forward:
-    """Of a pass, some probes, as far as they go."""
-    finals = (whole.final[index][:, : probe.tokens.shape[1]] for index, probe in few.items())
-    return replace(whole, probes=list(few.values()), final=tuple(finals))
+    """Of a pass, some probes, as far as they go; with what is kept of their logits."""
+    finals, kept = [], {}
+    for place, (index, probe) in enumerate(few.items()):
+        batch, length = probe.tokens.shape
+        finals.append(whole.final[index][:, :length])
+        of = whole.wholes[index]
+        if whole.kept is not None and of in whole.kept:
+            logits = whole.kept[of].view(*whole.final[of].shape[:2], -1)
+            kept[place] = logits[:batch, :length].flatten(0, 1)
+    wholes = tuple(range(len(few)))
+    return replace(whole, probes=list(few.values()), final=tuple(finals), wholes=wholes, kept=kept)
 
 
 def few_of(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -29,7 +29,7 @@ import numpy as np
 from converter.checkpoint import NeoConfig
 from converter.dtypes import cast
 from converter.verification.activations import Activation, activation_named
-from converter.verification.probes import Probe
+from converter.verification.probes import Probe, wholes
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str, list["Tensor"]], None]
 _CHUNK_BYTES = 64 * 2**20
+_KEPT_BYTES = 2**28
+"""Of logits that are kept: four to six hundred positions of GPT-Neo's vocabulary."""
 _QUERIES = 128
 
 
@@ -90,6 +92,14 @@ class Forward:
     head: np.ndarray
     """W_U [d, v] in its storage dtype."""
     head_bias: Tensor
+    wholes: tuple[int, ...]
+    """Of which probe each is the beginning; itself, if of none."""
+    kept: dict[int, Tensor] | None = None
+    """Logits of whole probes; None: none are kept."""
+
+    def keeping(self) -> Forward:
+        """The same, which computes logits once, as far as there is room for them."""
+        return replace(self, kept={})
 
     def logits(self, index: int) -> Tensor:
         """[batch, pos, v] of a probe, in the dtype of the pass."""
@@ -115,7 +125,18 @@ class Forward:
     def at(self, index: int, rows: Tensor) -> Tensor:
         """The logits [rows, v] at these indices into a probe's flattened [batch · pos]."""
         final = self.final[index].flatten(0, 1)
-        return self._unembed(final[rows.to(final.device)])
+        rows = rows.to(final.device)
+        if self.kept is None or self.probes[index].mask is not None:
+            return self._unembed(final[rows])
+        whole = self.wholes[index]
+        if whole not in self.kept:
+            size = self.final[whole].shape[:2].numel() * self.head.shape[1]
+            held = sum(logits.numel() for logits in self.kept.values())
+            if 8 * (held + size) > _KEPT_BYTES:
+                return self._unembed(final[rows])
+            self.kept[whole] = self._unembed(self.final[whole].flatten(0, 1))
+        length, longer = self.final[index].shape[1], self.final[whole].shape[1]
+        return self.kept[whole][rows // length * longer + rows % length]
 
     def _unembed(self, final: Tensor) -> Tensor:
         """final [rows, d] -> logits [rows, v], the head widened a block of columns at a time."""
@@ -136,6 +157,7 @@ def forward(
     device: torch.device | str = "cpu",
     jitter: Sequence[int | None] | None = None,
     watch: Watch | None = None,
+    shared: bool = True,
 ) -> Forward:
     """Run all probes through the model; every weight is read once.
 
@@ -145,6 +167,7 @@ def forward(
             shows how the model amplifies rounding.
         watch: called with ("embed" | "block i" | "final", residual streams) after each unit. It
             may put other streams into the list, with which the next unit goes on.
+        shared: one pass serves a sequence and those that begin it; not where someone watches.
 
     Raises:
         ConfigError: an activation that transformers does not know.
@@ -154,6 +177,12 @@ def forward(
     config = source.config
     weights = _Weights(source, dtype, torch.device(device))
     activation = activation_named(config.act_fn, dtype)
+    every, whole = probes, list(range(len(probes)))
+    if shared and watch is None:
+        whole = _wholes(probes, jitter)
+    run = sorted(set(whole))
+    probes = [every[i] for i in run]
+    all_jitter, jitter = jitter, None if jitter is None else [jitter[i] for i in run]
     with torch.inference_mode():
         masks = [
             None if p.mask is None else torch.from_numpy(p.mask).to(weights.device) for p in probes
@@ -169,9 +198,29 @@ def forward(
         final = [_layer_norm(r, *norm, config.eps) for r in residuals]
         if watch:
             watch("final", final)
-        return Forward(
-            probes, tuple(final), weights, weights.raw("unembed.W_U"), weights("unembed.b_U")
+        if len(run) < len(every) and not all(bool(f.isfinite().all()) for f in final):
+            # 0 · NaN is NaN: what is behind a position does change it.
+            return forward(
+                source, every, dtype=dtype, device=device, jitter=all_jitter, shared=False
+            )
+        ends = (
+            final[run.index(of)][: p.tokens.shape[0], : p.tokens.shape[1]]
+            for p, of in zip(every, whole, strict=True)
         )
+        head, bias = weights.raw("unembed.W_U"), weights("unembed.b_U")
+        return Forward(every, tuple(ends), weights, head, bias, tuple(whole))
+
+
+def _wholes(probes: Sequence[Probe], jitter: Sequence[int | None] | None) -> list[int]:
+    """Which probe's pass serves each: one with the same jitter."""
+    if jitter is None:
+        return wholes(probes)
+    found = [0] * len(probes)
+    for seed in set(jitter):
+        same = [i for i, s in enumerate(jitter) if s == seed]
+        for i, of in zip(same, wholes([probes[i] for i in same]), strict=True):
+            found[i] = same[of]
+    return found
 
 
 def _embed(

@@ -10,7 +10,8 @@ from typing import Any
 
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
-from converter.verification.judge import Errors, Floor
+from converter.verification.judge import Floor
+from converter.verification.measuring import Errors
 from converter.verification.probes import Probe
 from converter.verification.weights import WeightCheck
 

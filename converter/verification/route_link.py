@@ -20,7 +20,8 @@ from converter.processing import STEPS, Rounding
 from converter.progress import Progress
 from converter.route import Expected, Route, Undoing
 from converter.verification.evidence import Evidence
-from converter.verification.judge import Errors, Floor, measure, pooled_floor
+from converter.verification.judge import Floor, pooled_floor
+from converter.verification.measuring import Errors, measure
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.program import MAX_TIMES, ULP, in_float64
 from converter.verification.reference import Forward, Source, forward

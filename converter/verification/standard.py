@@ -12,7 +12,8 @@ from converter.checkpoint import Checkpoint
 from converter.dtypes import CODES
 from converter.progress import Progress
 from converter.route import Expected, Route
-from converter.verification.judge import Errors, Floor, measure, pooled_floor
+from converter.verification.judge import Floor, pooled_floor
+from converter.verification.measuring import Errors, Rows, measure, measure_rows
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.runtimes import exact_float32
@@ -54,7 +55,7 @@ def standard_for(
     costs: list[Errors | None] = [None] * len(probes)
     if rounded is not None:
         say("reference: float64, weights rounded")
-        reference = forward(rounded, probes, dtype=torch.float64, device=device)
+        reference = forward(rounded, probes, dtype=torch.float64, device=device).keeping()
         pairs = (partial(reference.at, index) for index in range(len(probes)))
         costs = [measure(true, index, [rows])[0] for index, rows in enumerate(pairs)]
     say("noise floor")
@@ -89,21 +90,29 @@ def undoes_rounding(route: Route) -> bool:
 
 def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
     """For each probe, our own float32 runs with jittered embeddings, against the reference."""
-    probes = reference.probes
+    probes, whole = reference.probes, reference.wholes
     total = sum(cost(source.config, p.tokens.size) for p in probes)
     draws = [_draws(probe, total) for probe in probes]
-    many = [probe for probe, count in zip(probes, draws, strict=True) for _ in range(count)]
-    results, first = [], 0
+    # A draw of a whole serves its parts, which are drawn more often if they are short.
+    own = [
+        range(0 if whole[i] == i else min(draws[i], draws[whole[i]]), draws[i])
+        for i in range(len(probes))
+    ]
+    many = [(i, draw) for i, more in enumerate(own) for draw in more]
+    results: list[list[Rows]] = [[] for _ in probes]
     with exact_float32():
         jittered = forward(
-            source, many, dtype=torch.float32,
-            device=reference.final[0].device, jitter=[seed * 1000 + i for i in range(len(many))],
+            source, [probes[i] for i, _ in many], dtype=torch.float32,
+            device=reference.final[0].device, jitter=[seed * 1000 + draw for _, draw in many],
         )  # fmt: skip
-        for index, count in enumerate(draws):
-            rows = [partial(jittered.at, copy) for copy in range(first, first + count)]
-            results.append(measure(reference, index, rows))
-            first += count
-    return results
+        for index in sorted(range(len(probes)), key=lambda i: whole[i] != i):
+            copies = [place for place, (i, _) in enumerate(many) if i == index]
+            batch, length = probes[index].tokens.shape
+            if whole[index] != index:
+                results[index] = [rows.part(batch, length) for rows in results[whole[index]]]
+            runs = [partial(jittered.at, copy) for copy in copies]
+            results[index] += measure_rows(reference, index, runs) if runs else []
+    return [[rows.errors() for rows in found] for found in results]
 
 
 def _draws(probe: Probe, total: float) -> int:

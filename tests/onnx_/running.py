@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
 from converter.onnx import Session
-from converter.verification.judge import Errors, Floor, measure, pooled_floor
+from converter.verification.judge import Floor, pooled_floor
 from converter.verification.libraries import hf_model
+from converter.verification.measuring import Errors, measure
 from converter.verification.probes import Probe
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.runtimes import exact_float32

@@ -28,8 +28,9 @@ from converter.onnx import export
 from converter.onnx.opening import CONFIG
 from converter.opening import open_artifact
 from converter.verification import MAX_RATIO, Verification, standard_probes, verify
-from converter.verification.judge import Floor, measure, pooled_floor
+from converter.verification.judge import Floor, pooled_floor
 from converter.verification.loading import has_hooked_transformer
+from converter.verification.measuring import measure
 from converter.verification.reference import Forward, forward
 from tests.models import random_hf
 from tests.verification.fault import ALL, Artifact, Fault, Weights

@@ -21,7 +21,7 @@ from converter.errors import UsageError
 from converter.onnx import export
 from converter.verification import verify
 from converter.verification.criterion import Criterion
-from converter.verification.judge import Errors
+from converter.verification.measuring import Errors
 from tests.checkpoints import read_all
 from tests.models import random_hf
 from tests.onnx_.quantising import int8, q4

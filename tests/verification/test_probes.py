@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from converter.checkpoint import NeoConfig
 from converter.errors import BadInput
 from converter.verification import standard_probes
-from converter.verification.probes import AFFORDABLE, EFFORTS, MAX_LOGITS, cost, text_probes
+from converter.verification.probes import (
+    AFFORDABLE,
+    EFFORTS,
+    MAX_LOGITS,
+    Effort,
+    Probe,
+    cost,
+    text_probes,
+    wholes,
+)
 
 
 def config(**fields: object) -> NeoConfig:
@@ -131,3 +140,26 @@ def test_text_where_there_is_a_tokenizer_that_fits(tmp_path: Path) -> None:
     assert "text" not in [p.name for p in standard_probes(config(d_vocab=2), tmp_path)]
     (tmp_path / "tokenizer.json").write_text("{")
     assert "text" not in [p.name for p in standard_probes(config(), tmp_path)]
+
+
+@pytest.mark.parametrize("effort", ["quick", "standard", "thorough"])
+def test_short_sequences_begin_the_long_ones(effort: Effort) -> None:
+    """A pass over these serves those, so that there is one pass for each kind of sequence."""
+    probes = standard_probes(config(), effort=effort)
+    found = wholes(probes)
+    for probe, of in zip(probes, found, strict=True):
+        batch, length = probe.tokens.shape
+        assert np.array_equal(probes[of].tokens[:batch, :length], probe.tokens)
+        assert found[of] == of
+    plain = [i for i, p in enumerate(probes) if p.mask is None and not p.start]
+    assert len({found[i] for i in plain}) < len(plain) / 2
+
+
+def test_what_is_padded_or_starts_elsewhere_begins_nothing() -> None:
+    tokens = np.zeros((1, 4), np.int64)
+    padded = Probe("padded", tokens, mask=np.array([[False, True, True, True]]))
+    assert wholes([Probe("long", tokens), padded, Probe("late", tokens[:, :2], start=1)]) == [
+        0,
+        1,
+        2,
+    ]

@@ -18,8 +18,9 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import BadInput, CannotDoHere, ConfigError, TensorMismatch
 from converter.layout import Layout
 from converter.verification import load_bridge, load_hooked, loading, standard_probes
-from converter.verification.judge import MAX_RATIO, measure, pooled_floor
+from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.loading import has_hooked_transformer
+from converter.verification.measuring import measure
 from converter.verification.reference import forward
 from converter.verification.runtimes import open_runtime
 from converter.verification.subjects import subjects_of

@@ -18,7 +18,8 @@ from converter.errors import TensorMismatch, UsageError, VerificationFailed
 from converter.layout import Layout
 from converter.routing import plain
 from converter.verification import CHECKS, MAX_RATIO, Verification, compare_weights, verify
-from converter.verification.judge import ULP, measure, pooled_floor
+from converter.verification.judge import ULP, pooled_floor
+from converter.verification.measuring import measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
 from tests.marks import needs_hooked
