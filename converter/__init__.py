@@ -35,6 +35,7 @@ from converter.errors import (
     SystemRefused,
     TensorMismatch,
     UnknownTensor,
+    UnsafeReference,
     UsageError,
     VerificationFailed,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "SystemRefused",
     "TensorMismatch",
     "UnknownTensor",
+    "UnsafeReference",
     "UsageError",
     "Verification",
     "VerificationFailed",
