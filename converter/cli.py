@@ -23,7 +23,9 @@ from converter.cli_options import (
     reading,
     verifying,
 )
-from converter.cli_running import conversion, opened, report_to, require_report
+from converter.cli_running import conversion, opened, report_to, require_report, verified
+from converter.errors import UsageError
+from converter.output import shown
 
 EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input or a full disk, 4 this machine cannot do what was asked for, 70 a fault of neoconvert, 130 and 143 interrupted."
 
@@ -133,7 +135,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 
 @main.command("verify")
 @click.argument("original")
-@click.argument("artifact")
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT…")
 @reading
 @click.option(
     "--check",
@@ -194,7 +196,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 @reporting
 def verify(
     original: str,
-    artifact: str,
+    artifacts: tuple[str, ...],
     display: Any,
     revision: str | None,
     cfg: Path | None,
@@ -206,14 +208,23 @@ def verify(
     """Check that ARTIFACT reproduces ORIGINAL.
 
     Any two of HF and TransformerLens checkpoints and ONNX files. A directory with weights and a
-    model.onnx is checked in both runtimes; of several graphs, each.
-    --revision, --cfg and --adapter are ORIGINAL's. Exit code 0 if it does, 1 if it does not.
+    model.onnx is checked in both runtimes; of several graphs, each. For several ARTIFACTs, ORIGINAL
+    runs once.
+    --revision, --cfg and --adapter are ORIGINAL's. Exit code 0 if all do, 1 if one does not.
+
+    \b
+    neoconvert verify my-model my-model-tl
+    neoconvert verify my-model my-model-tl my-model-js --effort quick
     """
-    from converter.inspection import changed_files
-    from converter.verification import verify as run
-    from converter.wording import departures
+    from converter.verification.original import Original
 
     require_report(report)
+    if report is not None and len(artifacts) > 1:
+        raise UsageError(
+            "A report is of one ARTIFACT.",
+            where=f"--report {report}",
+            do="Verify one at a time, or take --json.",
+        )
     first = opened(
         original,
         revision=revision,
@@ -222,18 +233,19 @@ def verify(
         adapter=adapter,
         graphs=True,
     )
-    second = opened(artifact, allow_pickle=allow_pickle, graphs=True)
-    with display.progress() as progress:
-        result = run(first, second, progress=progress, layers=report is not None, **options)
-    display.verification(result)
-    document = result.to_json() | {"changed_files": {}}
-    for name, checkpoint in (("original", first), ("artifact", second)):
-        checkpoint.source.require_unchanged()
-        document["changed_files"][name] = changed = changed_files(checkpoint)
-        for line in departures(changed):
-            display.warn(f"{checkpoint.source.path}: {line}")
-    written = report_to(report, document, artifact, display)
-    return document, 1 if not result.passed else 0 if written else 3
+    opened_all = [opened(name, allow_pickle=allow_pickle, graphs=True) for name in artifacts]
+    known = Original(first)
+    documents = []
+    for name, artifact in zip(artifacts, opened_all, strict=True):
+        if len(artifacts) > 1:
+            display.say(f"[bold]{shown(name)}[/]")
+        documents.append(verified(known, artifact, display, layers=report is not None, **options))
+    if len(documents) > 1:
+        passed = all(document["passed"] for document in documents)
+        return {"passed": passed, "verifications": documents}, 0 if passed else 1
+    (document,) = documents
+    written = report_to(report, document, artifacts[0], display)
+    return document, 1 if not document["passed"] else 0 if written else 3
 
 
 @main.command("explain")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.exporting import Graph
     from converter.request import Request
+    from converter.verification.original import Original
 
 
 def opened(
@@ -131,6 +132,24 @@ def _graph(
             do="Add --format onnx.",
         )
     return None
+
+
+def verified(original: Original, artifact: Checkpoint, display: Any, **options: Any) -> Any:
+    """Verify one artifact and show it; the JSON document, with the files that were changed since."""
+    from converter.inspection import changed_files
+    from converter.verification import verify
+    from converter.wording import departures
+
+    with display.progress() as progress:
+        result = verify(original, artifact, progress=progress, **options)
+    display.verification(result)
+    document = result.to_json() | {"changed_files": {}}
+    for name, checkpoint in (("original", original.checkpoint), ("artifact", artifact)):
+        checkpoint.source.require_unchanged()
+        document["changed_files"][name] = changed = changed_files(checkpoint)
+        for line in departures(changed):
+            display.warn(f"{checkpoint.source.path}: {line}")
+    return document
 
 
 def report_to(path: Path | None, verification: Any, artifact: str | None, display: Any) -> bool:

@@ -16,6 +16,7 @@ from converter.cli import main
 from converter.demo import MODEL
 from tests.checkpoints import read_all, same
 from tests.models import random_hf, write_as
+from tests.test_schema import faults
 
 
 def _run(*arguments: object) -> Result:
@@ -86,6 +87,54 @@ def test_verify_catches_one_flipped_bit(check: str, converted: Path, tmp_path: P
     if check == "weights":
         assert document["weights"]["mismatched"] == [name]
         assert document["first_divergence"]["tensor"] == name
+
+
+def test_several_artifacts_share_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own verdict; the original runs once."""
+    from converter.verification import passes
+
+    source = random_hf(tmp_path / "m", scale=1.5)
+    original = open_checkpoint(source)
+    same_ = write_as(original, tmp_path / "same", "bridge")
+    spoilt = write_as(
+        original, tmp_path / "bad", "hf",
+        edit=lambda key, array: array * (1 + (key == "blocks.1.attn.b_O")),
+    )  # fmt: skip
+    runs: list[Any] = []
+    run_original = passes.run_original
+
+    def counted(*arguments: Any) -> Any:
+        runs.append(arguments)
+        return run_original(*arguments)
+
+    monkeypatch.setattr(passes, "run_original", counted)
+    quick = ("--effort", "quick")
+    document = _json("verify", source, same_, spoilt, source, *quick, code=1)
+    assert faults(document) == []
+    assert document["passed"] is False
+    each = document["verifications"]
+    assert [found["passed"] for found in each] == [True, False, True]
+    assert [found["artifact"] for found in each] == [str(same_), str(spoilt), str(source)]
+    assert len(runs) == 1
+    alone = _json("verify", source, same_, *quick)
+    assert alone["probes"] == each[0]["probes"]
+    report = tmp_path / "r.html"
+    refused = _run("verify", source, same_, spoilt, "--report", report)
+    assert refused.exit_code == 2
+    assert not report.exists()
+
+
+def test_links_that_are_required(tmp_path: Path) -> None:
+    source = random_hf(tmp_path / "m")
+    weights = ("--check", "weights")
+    assert _run("verify", source, source, *weights, "--require", "weights").exit_code == 0
+    document = _json("verify", source, source, *weights, "--require", "weights,structure", code=1)
+    assert document["problems"] == ["structure is required, and nothing here has one."]
+    misspelt = _run("verify", source, source, "--require", "weigths")
+    assert misspelt.exit_code == 2
+    assert "Did you mean weights?" in misspelt.stderr
 
 
 def test_quiet_tells_a_failure(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Importing this package imports neither torch nor a library that runs models.
 
 from converter.verification.judge import MAX_RATIO
 from converter.verification.loading import load_bridge, load_hooked
+from converter.verification.original import Original
 from converter.verification.probes import Probe, standard_probes
 from converter.verification.result import Divergence, ProbeResult, RuntimeInfo, Verification
 from converter.verification.verify import CHECKS, verify
@@ -14,6 +15,7 @@ __all__ = [
     "CHECKS",
     "MAX_RATIO",
     "Divergence",
+    "Original",
     "Probe",
     "ProbeResult",
     "RuntimeInfo",

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from converter.errors import BadInput, NeoconvertError, VerificationFailed
+from converter.errors import BadInput, VerificationFailed
 from converter.progress import Progress
 from converter.route import Expected, Route
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
-from converter.verification.judge import MAX_RATIO, pooled_floor
-from converter.verification.loading import installed, resolve_device
-from converter.verification.measuring import Errors, Rows, measure, measure_rows
+from converter.verification.measuring import Errors, measure
+from converter.verification.original import Original
+from converter.verification.passes import info, logits_of, release, threads_for
 from converter.verification.probes import Probe, cost
 from converter.verification.program import examine_program, few_of, part_of
 from converter.verification.reference import Forward, Source, forward
 from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
 from converter.verification.route_link import examine_route
-from converter.verification.runtimes import Runtime, open_runtime
-from converter.verification.standard import Standard, noise_of, standard_for
+from converter.verification.runtimes import Runtime
+from converter.verification.standard import Standard, standard_for
 from converter.verification.subjects import Subject
-
-_SMALL = 1e10
-"""Multiply-adds that are over before anything clever pays."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class Comparison:
 
 def compare_function(
     route: Route,
+    original: Original,
     subjects: Sequence[Subject],
     probes: Sequence[Probe],
     *,
@@ -62,7 +58,7 @@ def compare_function(
     explained: Sequence[str] | None = None,
     criterion: Criterion | None = None,
 ) -> Comparison:
-    """Run the original and then each artifact, and judge every probe.
+    """Run the original, unless that is known, and then each artifact, and judge every probe.
 
     Args:
         same: names of subjects whose stored weights are known to be what the route makes.
@@ -72,17 +68,13 @@ def compare_function(
 
     Raises: see `converter.verification.verify`.
     """
-    original, where = route.source, resolve_device(device)
-    work = cost(original.config, sum(probe.tokens.size for probe in probes))
+    work = cost(route.source.config, sum(probe.tokens.size for probe in probes))
     with threads_for(work):
-        say("reference: float64")
-        true = forward(original, probes, dtype=torch.float64, device=where).keeping()
-        software = open_runtime(original, device)
-        ran = [info(software, "original")]
-        own = _own(software, true, say)
-        first: Runtime | None = software
-        del software
+        known = original.run(probes, device, seed, say)
+        true, ran = known.true, [known.info]
         problems: list[str] = []
+        if known.strange and known.strange[0] > max_ratio:
+            problems.append(known.strange[1])
         results: list[ProbeResult] = []
         evidence: list[Evidence] = []
         failed: list[tuple[Probe, Subject]] = []
@@ -93,17 +85,10 @@ def compare_function(
             if itself:
                 key += tuple(sorted({str(s.file) for s in subject.checkpoint.stored.values()}))
             if key not in standards:
-                standards[key], noise = standard_for(
-                    route, subject.checkpoint, true, own, seed, say, itself=itself
-                )
-            if first is not None:
-                if standards[key].reference is not true:
-                    noise = noise_of(original, true, seed)
-                problems += _strange_original(
-                    first, true, own, noise, max(max_ratio, MAX_RATIO), seed, say
-                )
-                first = None
-                _release(work)
+                standards[key] = standard_for(
+                    route, subject.checkpoint, true, known.own, known.noise, seed, say,
+                    itself=itself,
+                )  # fmt: skip
             standard = standards[key]
             if criterion is not None:  # lossy in any way: against the original itself
                 standard = replace(standard, reference=true, costs=[None] * len(probes))
@@ -135,7 +120,7 @@ def compare_function(
                     told=[e.subject for e in evidence if e.link == "route"],
                 )  # fmt: skip
             del runtime
-            _release(work)
+            release(work)
     return Comparison(tuple(ran), tuple(results), tuple(evidence), tuple(problems), tuple(failed))
 
 
@@ -205,40 +190,11 @@ def _arithmetic(subject: str, judged: Sequence[ProbeResult], max_ratio: float) -
     )
 
 
-@contextlib.contextmanager
-def threads_for(work: float) -> Iterator[None]:
-    """One thread for small models: on a busy machine, threads that wait for one another cost
-    more than all the arithmetic."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if work < _SMALL else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _open(subject: Subject) -> Runtime:
     try:
         return subject.open()
     except BadInput as error:
         raise VerificationFailed(error.what, where=error.where, do=error.do) from error
-
-
-def _own(runtime: Runtime, true: Forward, say: Progress) -> list[Errors | None]:
-    """The original's own run, of whole probes: what float32 costs it there. It needs no cache to
-    be the standard of those that have one."""
-    of = true.wholes
-    found: dict[int, Rows] = {}
-    for index in sorted(set(of)):
-        probe = replace(true.probes[index], prefill=None)
-        if runtime.runs(probe):
-            logits = _logits(runtime, probe, say, original=True)
-            (found[index],) = measure_rows(true, index, [logits])
-    shapes = (probe.tokens.shape for probe in true.probes)
-    return [
-        found[whole].part(*shape).errors() if whole in found else None
-        for whole, shape in zip(of, shapes, strict=True)
-    ]
 
 
 def _run(
@@ -250,60 +206,9 @@ def _run(
         if not runtime.runs(probe):
             results.append(None)
             continue
-        logits = _logits(runtime, probe, say)
+        logits = logits_of(runtime, probe, say)
         results += measure(reference, index, [logits], margin=margin)
     return results
-
-
-def _logits(
-    runtime: Runtime, probe: Probe, say: Progress, *, original: bool = False
-) -> torch.Tensor:
-    say(f"{runtime.what}: {probe.name}")
-    try:
-        return runtime.logits(probe)
-    except (NeoconvertError, MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # of any library that runs what a file tells it to
-        raise _stopped(runtime, probe, error, original) from error
-
-
-def _stopped(
-    runtime: Runtime, probe: Probe, error: Exception, original: bool
-) -> BadInput | VerificationFailed:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    what = f"{runtime.what} cannot run the {'original' if original else 'artifact'}: {reason[:200]}"
-    kind = BadInput if original else VerificationFailed
-    do = "Convert or export it again; its config or graph does not fit its weights."
-    return kind(what, where=f"probe {probe.name!r}, tokens {list(probe.tokens.shape)}", do=do)
-
-
-def _strange_original(
-    runtime: Runtime,
-    true: Forward,
-    own: Sequence[Errors | None],
-    noise: Sequence[Sequence[Errors]],
-    max_ratio: float,
-    seed: int,
-    say: Progress,
-) -> list[str]:
-    """The original must itself run as its file says, or its error is no measure of noise. What
-    is strange in float32 may be bad luck: float64 decides, where the software runs in it."""
-    ratios = [
-        run.ratio(pooled_floor(more)) if run else 0.0 for run, more in zip(own, noise, strict=True)
-    ]
-    worst = max(range(len(ratios)), key=ratios.__getitem__)
-    if ratios[worst] <= max_ratio:
-        return []
-    say(f"{runtime.what}: float64")
-    few = few_of(true.weights.source.config, true.probes)
-    floors = [pooled_floor(more) for more in noise]
-    exact = examine_program(runtime, part_of(true, few), floors, runtime.what, seed=seed)
-    if exact.outcome == "same":
-        return []
-    return [
-        f"The original, run in {runtime.what}, departs from its own file and config"
-        f" (probe {true.probes[worst].name!r}, {ratios[worst]:.3g} times float32's noise)."
-    ]
 
 
 def _off(results: Sequence[ProbeResult]) -> str | None:
@@ -317,19 +222,3 @@ def _off(results: Sequence[ProbeResult]) -> str | None:
         f" {off[0].reason}"
         + (f"; worst {worst.name!r}: {worst.reason}." if worst is not off[0] else ".")
     )
-
-
-def info(runtime: Runtime, role: str) -> RuntimeInfo:
-    version = runtime.version or installed(runtime.name)
-    # exact_float32() for torch, use_tf32=0 for onnxruntime's provider
-    tf32 = False if runtime.device.type == "cuda" else None
-    return RuntimeInfo(runtime.name, runtime.what, version, str(runtime.device), role, tf32)
-
-
-def _release(work: float) -> None:
-    """Give a model's memory back before the next is loaded. (Small ones can wait: collecting
-    takes longer than running them.)"""
-    if work >= _SMALL:
-        gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -17,9 +17,9 @@ from torch import Tensor
 from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.route import Expected, Route
-from converter.verification.function import threads_for
 from converter.verification.judge import ULP
 from converter.verification.measuring import measure
+from converter.verification.passes import threads_for
 from converter.verification.probes import Probe, cost, wholes
 from converter.verification.program import MAX_TIMES
 from converter.verification.program import ULP as ULP64

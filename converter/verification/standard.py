@@ -40,12 +40,13 @@ def standard_for(
     artifact: Checkpoint,
     true: Forward,
     own: Sequence[Errors | None],
+    noise: Sequence[Sequence[Errors]],
     seed: int,
     say: Progress,
     *,
     itself: bool = False,
-) -> tuple[Standard, list[list[Errors]]]:
-    """What this artifact is held to, and the noise that went into it.
+) -> Standard:
+    """What this artifact is held to. `own`, `noise`: float32 runs of the original.
 
     `itself`: to its own stored weights, which have been judged.
     """
@@ -58,11 +59,11 @@ def standard_for(
         reference = forward(rounded, probes, dtype=torch.float64, device=device).keeping()
         pairs = (partial(reference.at, index) for index in range(len(probes)))
         costs = [measure(true, index, [rows])[0] for index, rows in enumerate(pairs)]
-    say("noise floor")
-    noise = noise_of(rounded or route.source, reference, seed)
+        say("noise floor")
+        noise = noise_of(rounded, reference, seed)
     draws = [[*([run] if run else []), *more] for run, more in zip(own, noise, strict=True)]
     floors = [pooled_floor(runs) for runs in draws]
-    return Standard(reference, floors, [runs[0] for runs in draws], costs), noise
+    return Standard(reference, floors, [runs[0] for runs in draws], costs)
 
 
 def rounding(route: Route, artifact: Checkpoint) -> Expected | None:

@@ -18,6 +18,7 @@ from converter.routing import between
 from converter.verification.criterion import STATE_IT, Criterion
 from converter.verification.evidence import LINKS, problems
 from converter.verification.judge import MAX_RATIO
+from converter.verification.original import Original
 from converter.verification.probes import (
     EFFORTS,
     Effort,
@@ -43,7 +44,7 @@ CHECKS = ("weights", "function")
 
 
 def verify(
-    original: Given,
+    original: Given | Original,
     artifact: Given,
     *,
     route: Route | None = None,
@@ -73,6 +74,7 @@ def verify(
     of float32's noise: weights are compared and told, and decide nothing.
 
     Args:
+        original: as an `Original`, it is run once for all artifacts that are verified with it.
         route: how the artifact was made from the original; None: as its provenance says.
         checks: any of "weights" (bit for bit, config included) and "function".
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -107,7 +109,8 @@ def verify(
             where="--check",
             do=f"Name {' or '.join(CHECKS)}.",
         )
-    original, artifact = open_artifact(original), open_artifact(artifact)
+    known = original if isinstance(original, Original) else Original(open_artifact(original))
+    original, artifact = known.checkpoint, open_artifact(artifact)
     one_of(effort, EFFORTS, "--effort")
     if runtime is not None:
         one_of(runtime, RUNTIMES, "--runtime")
@@ -157,7 +160,9 @@ def verify(
         subjects = subjects_of(
             artifact, str(device), runtime, [Path(python) for python in pythons], told=told
         )
-        result = _run(result, route, subjects, probes, weighing, str(device), seed, layers, say)
+        result = _run(
+            result, route, known, subjects, probes, weighing, str(device), seed, layers, say
+        )
     evidence = tuple(
         item if require is None else replace(item, required=item.link in require)
         for item in result.evidence
@@ -179,6 +184,7 @@ def _links(require: Collection[str] | str) -> list[str]:
 def _run(
     result: Verification,
     route: Route,
+    original: Original,
     subjects: Sequence[Subject],
     probes: Sequence[Probe],
     weighing: Weighing | None,
@@ -193,7 +199,7 @@ def _run(
 
     checked = result.weights
     ran = compare_function(
-        route, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say,
+        route, original, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say,
         same=weighing.same if weighing else (),
         explained=checked.explained if checked else None, criterion=result.criterion,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from converter.checkpoint.source import PROVENANCE
 from converter.processing import DEFAULT, STEPS, Step
 from converter.routing import plain
 from converter.verification.judge import MAX_RATIO
+from converter.verification.measuring import Errors
 from converter.verification.probes import standard_probes
 from converter.verification.reference import forward
 from converter.verification.route_link import examine_route
@@ -178,7 +179,9 @@ def test_stored_weights_of_another_function(tmp_path: Path) -> None:
 
     for one, off in ((artifact, False), (moved, True)):
         route = plain(source)
-        standard, _ = standard_for(route, one, true, [None] * len(probes), 0, silent, itself=True)
+        noise: list[list[Errors]] = [[] for _ in probes]
+        own = [None] * len(probes)
+        standard = standard_for(route, one, true, own, noise, 0, silent, itself=True)
         found = examine_route(
             route, "it", one, true, standard, true, None,
             explained=(), limit=MAX_RATIO, seed=0, say=silent,

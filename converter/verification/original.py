@@ -1,0 +1,52 @@
+"""The original, and what running it shows: kept, so that each further artifact costs its own part
+alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from converter.checkpoint import Checkpoint
+from converter.progress import Progress
+from converter.verification.probes import Probe
+from converter.verification.result import RuntimeInfo
+
+if TYPE_CHECKING:
+    from converter.verification.measuring import Errors
+    from converter.verification.reference import Forward
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What some probes showed of the original."""
+
+    true: Forward
+    """Our own forward pass, in float64."""
+    own: Sequence[Errors | None]
+    """Its float32 run in its own software; None where that cannot run a probe."""
+    noise: Sequence[Sequence[Errors]]
+    """Our own float32 runs with jittered embeddings."""
+    info: RuntimeInfo
+    strange: tuple[float, str] | None
+    """If its software runs it otherwise than its file says, by how much, and a sentence."""
+
+
+class Original:
+    """A checkpoint that artifacts are compared with. Its last pass is kept."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self._known: tuple[object, Pass] | None = None
+
+    def run(self, probes: Sequence[Probe], device: str, seed: int, say: Progress) -> Pass:
+        """
+        Raises: see `converter.verification.verify`.
+        """
+        from converter.verification.passes import run_original
+
+        key = (device, seed, *((p.name, p.tokens.tobytes(), p.start, p.prefill) for p in probes))
+        if self._known is None or self._known[0] != key:
+            self._known = None
+            self._known = key, run_original(self.checkpoint, probes, device, seed, say)
+        return self._known[1]
