@@ -83,7 +83,7 @@ def _streams(
     true: NDArray[np.generic], difference: NDArray[np.signedinteger]
 ) -> tuple[bytes, bytes, bytes]:
     kind = np.full(true.size + -true.size % 4, 3, np.uint8)
-    near = np.minimum(unsigned(difference + 1), 3)
+    near = np.minimum(unsigned(difference + 1), 3).astype(np.intp)  # take wants no uint64
     np.take(_KINDS, near, out=kind[: true.size], mode="clip")
     classes = kind[0::4] | kind[1::4] << 2 | kind[2::4] << 4 | kind[3::4] << 6
     other = np.flatnonzero(kind[: true.size] == 3)
