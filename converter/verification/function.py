@@ -164,7 +164,7 @@ def _links(
         found.append(
             examine_route(
                 route, subject.name, artifact, true, standard, expected, rounded,
-                explained=explained, limit=max_ratio, seed=seed, say=say,
+                explained=explained, known=subject.whole, limit=max_ratio, seed=seed, say=say,
             )
         )  # fmt: skip
     # Where no software here runs the layout, or nothing but NaN comes out, there is no program to see.

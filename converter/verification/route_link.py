@@ -47,6 +47,7 @@ def examine_route(
     stored: Forward | None,
     *,
     explained: Sequence[str] | None,
+    known: bool,
     limit: float,
     seed: int,
     say: Progress,
@@ -57,6 +58,8 @@ def examine_route(
         stored: the same of the artifact's stored weights; None: they are known to be these.
         explained: the artifact is accounted for by these steps, within the rounding of other
             arithmetic than ours, and is judged as it is stored.
+        known: neoconvert made the artifact, as it says: the route is the one it took. Of others a
+            route is a guess, and weights of the same function may be another's arithmetic.
         limit: how many times what rounding costs may be off, where rounding is the measure.
     """
     of = "" if subject == WEIGHTS else f"{subject}: "
@@ -94,11 +97,12 @@ def examine_route(
         return processed or Evidence(subject, "route", "same", why="the weights are the original's")
     count = len(expected.probes)
     errors = [measure(expected, i, [partial(stored.at, i)])[0] for i in range(count)]
-    worst = _Worst.of(errors, [in_float64(standard.floors)] * count, expected.probes)
-    kept = worst.evidence(
-        subject, MAX_TIMES, f"{of}The stored weights are not the route's: they compute another function",
-        "float64's own noise",
-    )  # fmt: skip
+    floor, most, unit = in_float64(standard.floors), MAX_TIMES, "float64's own noise"
+    if not known:
+        floor, most, unit = _widest(standard.floors), limit, "float32's own noise"
+    worst = _Worst.of(errors, [floor] * count, expected.probes)
+    what = f"{of}The stored weights are not the route's: they compute another function"
+    kept = worst.evidence(subject, most, what, unit)
     return kept if kept.outcome == "differs" or processed is None else processed
 
 
@@ -148,9 +152,7 @@ def _processed(
     errors = measure(exact, 0, [partial(ran.at, 0)])
     made = f"{'' if subject == WEIGHTS else f'{subject}: '}{MADE}"
     if isinstance(route, Undoing):
-        floors = standard.floors
-        floor = Floor(max(f.max_abs for f in floors), max(f.rms for f in floors))
-        worst = _Worst.of(errors, [floor], [probe])
+        worst = _Worst.of(errors, [_widest(standard.floors)], [probe])
         return worst.evidence(subject, limit, made, "float32's own noise")
     worst = _Worst.of(errors, [in_float64(standard.floors)], [probe])
     if worst.ratio > MAX_TIMES:
@@ -164,6 +166,10 @@ def _processed(
         subject, MAX_TIMES, made,
         "float64's own noise",
     )  # fmt: skip
+
+
+def _widest(floors: Sequence[Floor]) -> Floor:
+    return Floor(max(f.max_abs for f in floors), max(f.rms for f in floors))
 
 
 @dataclass(frozen=True)

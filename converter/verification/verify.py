@@ -222,8 +222,15 @@ def _run(
         failed = ran.failed or [(longest, subject) for subject in subjects]
         probe, subject = failed[0]
         measured.append(layers_of(route, subject, probe, seed))
-        found = faulty_units(route, failed, measured[0], result.max_ratio, exact=not ran.failed)
-        divergences = found or divergences
+        found = faulty_units(
+            route,
+            failed,
+            measured[0],
+            result.max_ratio,
+            exact=not ran.failed and not (checked and checked.explained is not None),
+        )
+        weighed = {d.unit: d for d in divergences}
+        divergences = tuple(d if d.tensor else weighed.get(d.unit, d) for d in found) or divergences
     elif layers:
         say("error by layer")
         probe = max(probes, key=lambda p: (p.tokens.size <= 600, p.tokens.size))
