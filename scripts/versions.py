@@ -27,6 +27,9 @@ TESTS = (
 )  # fmt: skip
 """What calls a library: files of every kind, processing, verification in each runtime."""
 
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "jsonschema", "pyyaml", "peft", "onnxscript")
+"""What the tests take. The other tools of the dev extra have minima of their own."""
+
 
 def minima() -> dict[str, str]:
     """The least version of each requirement, from pyproject.toml."""
@@ -47,7 +50,7 @@ def made(name: str, torch: str | None) -> Path | None:
     (place / "set.txt").write_text("".join(f"{n}=={v}\n" for n, v in pinned.items()))
     install = [str(place / "bin/python"), "-m", "pip", "install", "-c", str(place / "set.txt")]
     with (place / "install.log").open("w") as log:
-        for what in (["torch"], ["-e", ".[dev]"]):
+        for what in (["torch"], ["-e", ".", *TOOLS]):
             done = subprocess.run([*install, *what], cwd=ROOT, stdout=log, stderr=log, check=False)
             if done.returncode:
                 print(f"{name}: pip cannot install it; see {log.name}", file=sys.stderr)
