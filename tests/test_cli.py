@@ -131,7 +131,7 @@ def test_links_that_are_required(tmp_path: Path) -> None:
     weights = ("--check", "weights")
     assert _run("verify", source, source, *weights, "--require", "weights").exit_code == 0
     document = _json("verify", source, source, *weights, "--require", "weights,structure", code=1)
-    assert document["problems"] == ["structure is required, and nothing here has one."]
+    assert document["problems"] == ["structure is required, and was not compared."]
     misspelt = _run("verify", source, source, "--require", "weigths")
     assert misspelt.exit_code == 2
     assert "Did you mean weights?" in misspelt.stderr

@@ -49,6 +49,7 @@ def compare_nodes(checkpoint: Checkpoint) -> Nodes:
     reader = reader_of(checkpoint)
     producer = reader.model.producer_name
     operators = {node.domain for node in reader.model.graph.node}
+    operators -= {function.domain for function in reader.model.functions}  # of its own
     if foreign := sorted(operators - {"", "ai.onnx"}):
         who = (
             "another tool worked it over"

@@ -115,11 +115,7 @@ def problems(evidence: Iterable[Evidence], require: Iterable[str] = ()) -> list[
     known = {item.link for item in evidence}
     return [
         *(item.problem for item in evidence if item.problem is not None),
-        *(
-            f"{link} is required, and nothing here has one."
-            for link in require
-            if link not in known
-        ),
+        *(f"{link} is required, and was not compared." for link in require if link not in known),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The second layer of verification: the artifact, run in its software, within the noise floor."""
+"""The links that take running an artifact: program, route and arithmetic."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _links(
         found.append(
             examine_route(
                 route, subject.name, artifact, true, standard, expected, rounded,
-                explained=explained, known=subject.whole, limit=max_ratio, seed=seed, say=say,
+                same=same, explained=explained, known=subject.whole, limit=max_ratio, seed=seed, say=say,
             )
         )  # fmt: skip
     # Where no software here runs the layout, or nothing but NaN comes out, there is no program to see.

@@ -45,8 +45,15 @@ class Original:
         """
         from converter.verification.passes import run_original
 
-        key = (device, seed, *((p.name, p.tokens.tobytes(), p.start, p.prefill) for p in probes))
+        key = (device, seed, *map(_asked, probes))
         if self._known is None or self._known[0] != key:
             self._known = None
             self._known = key, run_original(self.checkpoint, probes, device, seed, say)
         return self._known[1]
+
+
+def _asked(probe: Probe) -> tuple[object, ...]:
+    """All that tells one probe from another."""
+    mask = None if probe.mask is None else probe.mask.tobytes()
+    tokens = probe.tokens.shape, probe.tokens.tobytes()
+    return probe.name, *tokens, mask, probe.start, probe.prefill, probe.text

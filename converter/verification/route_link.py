@@ -46,6 +46,7 @@ def examine_route(
     expected: Forward,
     stored: Forward | None,
     *,
+    same: bool,
     explained: Sequence[str] | None,
     known: bool,
     limit: float,
@@ -55,7 +56,9 @@ def examine_route(
     """
     Args:
         expected: float64, of what the route makes as the artifact's dtypes round it: a few probes.
-        stored: the same of the artifact's stored weights; None: they are known to be these.
+        stored: the same of the artifact's stored weights; None: they are known to be these, or
+            nobody knows which they are.
+        same: the stored weights are known to be what the route makes, bit for bit.
         explained: the artifact is accounted for by these steps, within the rounding of other
             arithmetic than ours, and is judged as it is stored.
         known: neoconvert made the artifact, as it says: the route is the one it took. Of others a
@@ -93,6 +96,9 @@ def examine_route(
     else:
         processed = None
         say("route: float64")
+    if stored is None and not same:
+        why = "its weights have no names that say what they are"
+        return Evidence.not_comparable(subject, "route", why)
     if stored is None:
         return processed or Evidence(subject, "route", "same", why="the weights are the original's")
     count = len(expected.probes)

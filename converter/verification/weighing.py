@@ -77,7 +77,7 @@ def weigh(
         name = graph_name(graph, artifact)
         nodes = compare_structure(route, graph)
         if check is not None and graph is not artifact and _shares(graph, artifact):
-            evidence.append(replace(evidence[0], subject=name))
+            evidence.append(_weights(name, check, lossy))
         elif not (graph.complete or nodes.ours or lossy):
             found = compare_by_value(route, graph, say)
             wrong += found.wrong

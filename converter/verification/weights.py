@@ -1,4 +1,4 @@
-"""The first layer of verification: weights, bit for bit."""
+"""What the files hold, compared: weights bit for bit, configs, the nodes of a graph."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def compare_structure(route: Route, graph: Checkpoint) -> WeightCheck:
     try:
         nodes = compare_nodes(graph)
     except NotRepresentable as error:
-        nodes = Nodes(ours=False, unknown=error.what)
+        nodes = Nodes(ours=False, unknown=error.what.rstrip("."))
     config = [*config_differences(route.target_config, graph.config)]
     if graph.source.hf_config is not None:
         said = from_hf(graph.source.hf_config, str(graph.directory / "config.json"))

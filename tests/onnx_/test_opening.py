@@ -92,6 +92,9 @@ def test_another_exporters_graph_is_judged_by_its_function(tmp_path: Path) -> No
     assert links["weights"] == ("same", "found by their bits, under other names")
     assert links["structure"] == ("not comparable", "pytorch wrote it")
     assert links["program"][0] == links["route"][0] == links["arithmetic"][0] == "same"
+    unseen = verify(there, graph, checks=["function"], **QUICK)
+    (route,) = (e for e in unseen.evidence if e.link == "route")
+    assert route.outcome == "not comparable"  # nobody has looked for its weights
     with pytest.raises(MissingTensor):
         verify(graph, there)
 

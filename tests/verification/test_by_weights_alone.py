@@ -184,6 +184,6 @@ def test_stored_weights_of_another_function(tmp_path: Path) -> None:
         standard = standard_for(route, one, true, own, noise, 0, silent, itself=True)
         found = examine_route(
             route, "it", one, true, standard, true, None,
-            explained=(), known=False, limit=MAX_RATIO, seed=0, say=silent,
+            same=False, explained=(), known=False, limit=MAX_RATIO, seed=0, say=silent,
         )  # fmt: skip
         assert (found.outcome == "differs") == off

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from converter.checkpoint import NeoConfig
 from converter.errors import BadInput
 from converter.verification import standard_probes
+from converter.verification.original import _asked
 from converter.verification.probes import (
     AFFORDABLE,
     EFFORTS,
@@ -163,3 +164,10 @@ def test_what_is_padded_or_starts_elsewhere_begins_nothing() -> None:
         1,
         2,
     ]
+
+
+def test_another_mask_is_another_probe() -> None:
+    tokens = np.zeros((2, 4), np.int64)
+    masks = [None, np.ones((2, 4), bool), np.tri(2, 4, 2, dtype=bool)]
+    probes = [Probe("one", tokens, mask) for mask in masks] + [Probe("one", tokens.reshape(1, 8))]
+    assert len({_asked(probe) for probe in probes}) == 4
