@@ -25,7 +25,9 @@ class ByValue:
     missing: tuple[str, ...]
     """`hooked` names of those that it has not as they are: it may hold them fused, or rounded."""
     wrong: tuple[Mismatch, ...]
-    """Of a weight's shape, and none of the weights."""
+    """Of the shape of a weight that is missing, and none of the weights."""
+    more: tuple[str, ...]
+    """Of the shape of a matrix that is there, and none of the weights: a mask, or its double."""
 
 
 def compare_by_value(route: Route, graph: Checkpoint, progress: Progress = silent) -> ByValue:
@@ -55,15 +57,18 @@ def compare_by_value(route: Route, graph: Checkpoint, progress: Progress = silen
         found += bool(names)
         if not names and not all(np.all(a == a.flat[0]) for a in arrays):
             missing.append(slot)
-    lost = {slot.hub_shape for slot in missing if len(slot.shape) == 1}
-    shapes = {tuple(sorted(slot.shape)) for slot in graph.slots.values() if len(slot.shape) > 1}
-    wrong = []
+    lost = {tuple(sorted(slot.shape)) for slot in missing}
+    matrices = {tuple(sorted(slot.shape)) for slot in graph.slots.values() if len(slot.shape) > 1}
+    wrong, more = [], []
     for name, tensor in reader.tensors.items():
-        flat = len(tensor.shape) == 1
-        alike = tensor.shape in lost if flat else tuple(sorted(tensor.shape)) in shapes
-        if alike and name not in known:
+        shape = tuple(sorted(tensor.shape))
+        if name in known:
+            continue
+        if shape in lost:
             wrong.append(_wrong(name, reader, missing, made[tensor.code], graph))
-    return ByValue(found, tuple(slot.key for slot in missing), tuple(wrong))
+        elif shape in matrices:
+            more.append(name)
+    return ByValue(found, tuple(slot.key for slot in missing), tuple(wrong), tuple(more))
 
 
 def _forms(slot: Slot, array: np.ndarray, sizes: Sizes) -> Iterator[np.ndarray]:

@@ -140,7 +140,7 @@ def part_of(whole: Forward, few: Mapping[int, Probe]) -> Forward:
     finals, kept = [], {}
     for place, (index, probe) in enumerate(few.items()):
         batch, length = probe.tokens.shape
-        finals.append(whole.final[index][:, :length])
+        finals.append(whole.final[index][:batch, :length])
         of = whole.wholes[index]
         if whole.kept is not None and of in whole.kept:
             logits = whole.kept[of].view(*whole.final[of].shape[:2], -1)

@@ -23,15 +23,14 @@ from converter.verification.evidence import Evidence
 from converter.verification.judge import Floor, pooled_floor
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import AFFORDABLE, Probe, cost
-from converter.verification.program import MAX_TIMES, ULP, in_float64
-from converter.verification.reference import Forward, Source, forward
+from converter.verification.program import MAX_TIMES, ULP, in_float64, part_of
+from converter.verification.reference import Forward, forward
 from converter.verification.standard import Standard, undoes_rounding
 from converter.verification.subjects import WEIGHTS
 
 _DECOMPOSED = 8
 """TransformerLens's decompositions in float32 cost as much as this many roundings of its storage:
 17 times what one does to the function was measured, of 64 allowed; without them 1.8, of 8."""
-MADE = "Before rounding, the weights made compute another function"
 _SHORT = 32
 """Positions that show what processing does: it knows no positions."""
 _DRAWS = 4
@@ -66,7 +65,7 @@ def examine_route(
         limit: how many times what rounding costs may be off, where rounding is the measure.
     """
     of = "" if subject == WEIGHTS else f"{subject}: "
-    made = f"{of}{MADE}"
+    made = f"{of}Before rounding, the weights made compute another function"
     if explained is not None:
         say("what storing the artifact costs")
         decomposed = STEPS[-1].name in explained and CODES[artifact.dtype].itemsize >= 4
@@ -90,7 +89,7 @@ def examine_route(
         return worst.evidence(subject, limit, made, "what storing the source cost")
     if route.whole_units:
         say("processing: float64")
-        processed = _processed(route, subject, true, standard, limit, seed)
+        processed = _processed(route, subject, made, true, standard, limit, seed)
         if processed.outcome == "differs":
             return processed
     else:
@@ -145,18 +144,25 @@ def _of_route(route: Route, true: Forward, floors: Sequence[Floor]) -> _Worst:
 
 
 def _processed(
-    route: Route, subject: str, true: Forward, standard: Standard, limit: float, seed: int
+    route: Route,
+    subject: str,
+    made: str,
+    true: Forward,
+    standard: Standard,
+    limit: float,
+    seed: int,
 ) -> Evidence:
     """A few positions of the longest probe are enough. The floor is what float64 makes of them:
     float32's, from a smaller unit; and only if that is exceeded one of its own. Undoing is held to
     float32's: what a ledger holds, and the file it is for, were rounded to that."""
-    longest = max(true.probes, key=lambda probe: (probe.mask is None, probe.tokens.shape[1]))
-    probe = replace(longest, tokens=longest.tokens[:1, :_SHORT], mask=None, start=0, prefill=None)
+    at = max(range(len(true.probes)), key=lambda i: _plainness(true.probes[i]))
+    probe = true.probes[at]
+    if probe.mask is None:
+        probe = replace(probe, tokens=probe.tokens[:1, :_SHORT], prefill=None)
+    exact = part_of(true, {at: probe})
     device = true.final[0].device
-    sources: list[Source] = [route.source, Expected(route, "F64")]
-    exact, ran = (forward(s, [probe], dtype=torch.float64, device=device) for s in sources)
+    ran = forward(Expected(route, "F64"), [probe], dtype=torch.float64, device=device)
     errors = measure(exact, 0, [partial(ran.at, 0)])
-    made = f"{'' if subject == WEIGHTS else f'{subject}: '}{MADE}"
     if isinstance(route, Undoing):
         worst = _Worst.of(errors, [_widest(standard.floors)], [probe])
         return worst.evidence(subject, limit, made, "float32's own noise")
@@ -168,10 +174,11 @@ def _processed(
         ]
         floor = pooled_floor(measure(exact, 0, [partial(run.at, 0) for run in runs]), ulp=ULP)
         worst = _Worst.of(errors, [floor], [probe])
-    return worst.evidence(
-        subject, MAX_TIMES, made,
-        "float64's own noise",
-    )  # fmt: skip
+    return worst.evidence(subject, MAX_TIMES, made, "float64's own noise")
+
+
+def _plainness(probe: Probe) -> tuple[bool, int]:
+    return probe.mask is None, probe.tokens.shape[1]
 
 
 def _widest(floors: Sequence[Floor]) -> Floor:

@@ -136,11 +136,20 @@ def _by_value(found: ByValue, subject: str) -> Evidence:
     total = found.found + len(found.missing)
     if found.wrong:
         first = found.wrong[0]
-        place = f"where {first.key} ({first.unit}) belongs" if first.unit else "of a weight's shape"
-        why = f"{subject}: {len(found.wrong)} of its weights are none of the original's, first {first.tensor}, {place}."
+        place = f", where {first.key} ({first.unit}) belongs" if first.unit else ""
+        why = (
+            f"{subject}: {len(found.wrong)} of its weights are none of the original's, first"
+            f" {first.tensor}{place}."
+        )
         return Evidence.differing(subject, "weights", first.key or first.tensor, why)
     if found.missing:
-        why = f"{len(found.missing)} of {total} weights are not in it as they are, first {found.missing[0]}; it may hold them fused or rounded"
+        why = (
+            f"{len(found.missing)} of {total} weights are not in it as they are, first"
+            f" {found.missing[0]}; it may hold them fused or rounded"
+        )
+        return Evidence.not_comparable(subject, "weights", why)
+    if found.more:
+        why = f"beside the weights it holds {found.more[0]}, which might stand in for one"
         return Evidence.not_comparable(subject, "weights", why)
     return Evidence(subject, "weights", "same", why="found by their bits, under other names")
 
