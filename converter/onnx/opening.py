@@ -65,11 +65,6 @@ class GraphReader(Reader):
             array = onnx.numpy_helper.to_array(tensor).view(CODES[stored.code]).reshape(shape)
         return array.T if name in self.turned else array
 
-    def offset(self, name: str) -> int | None:
-        """Where a weight begins in its file of external data; None: it is in the graph itself."""
-        external = _external(self._protos[name])
-        return int(external.get("offset", 0)) if external else None
-
     def multiplied(self) -> set[str]:
         """Names of the matrices by which the graph multiplies as they are, [in, out]."""
         found, widened = set(), {}

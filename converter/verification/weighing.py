@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.reader import SafetensorsReader
 from converter.onnx.opening import reader_of
 from converter.onnx.structure import unit_of
 from converter.progress import Progress
@@ -226,20 +225,12 @@ def _by_weights_alone(
 
 
 def _shares(graph: Checkpoint, artifact: Checkpoint) -> bool:
-    """Whether a graph's weights are the artifact's own bytes, each where the artifact has it."""
-    places = {
-        (str(reader.path), name): place[0]
-        for reader in artifact.source.readers
-        if isinstance(reader, SafetensorsReader)
-        for name, place in reader.places.items()
-    }
-    reader = reader_of(graph)
-    if not graph.complete or reader.turned or graph.layout != artifact.layout:
+    """Whether a graph's weights are the artifact's own bytes. A graph that points elsewhere in a
+    safetensors file than its names say does not open."""
+    if not graph.complete or graph.layout != artifact.layout or reader_of(graph).turned:
         return False
-    for key, mine in graph.stored.items():
-        own = artifact.stored.get(key)
-        if own is None or mine.file.resolve() != own.file.resolve():
-            return False
-        if reader.offset(mine.name) != places.get((str(own.file), own.name)):
-            return False
-    return True
+    own = artifact.stored
+    return all(
+        key in own and (mine.name, mine.file) == (own[key].name, own[key].file)
+        for key, mine in graph.stored.items()
+    )
