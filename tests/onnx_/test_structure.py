@@ -135,6 +135,21 @@ def disowned(model: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version = "another", "9.9.9"
 
 
+def in_a_function(model: onnx.ModelProto) -> None:
+    """Operators that the file defines itself are nodes like any other."""
+    graph, made = model.graph, onnx.helper.make_opsetid("its.own", 1)
+    last = next(n for n in graph.node if "logits" in n.output)
+    last.output[0] = "_honest"
+    body = [onnx.helper.make_node("Identity", ["x"], ["y"])]
+    opset = onnx.helper.make_opsetid("", 20)
+    model.functions.append(
+        onnx.helper.make_function("its.own", "Same", ["x"], ["y"], body, [opset])
+    )
+    model.opset_import.append(made)
+    graph.node.append(onnx.helper.make_node("Same", ["_honest"], ["logits"], domain="its.own"))
+    model.producer_name = "another"
+
+
 def of_another_version(model: onnx.ModelProto) -> None:
     backdoor(model)
     model.producer_version = "0.0.1"
@@ -158,7 +173,9 @@ def renamed_weight(model: onnx.ModelProto) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(value, "renamed"))
 
 
-@pytest.mark.parametrize("edit", [disowned, of_another_version, of_another_dialect, renamed_weight])
+@pytest.mark.parametrize(
+    "edit", [disowned, in_a_function, of_another_version, of_another_dialect, renamed_weight]
+)
 @pytest.mark.parametrize("whole", [False, True], ids=["the graph", "its directory"])
 def test_a_backdoor_cannot_talk_its_way_out(tiny: Checkpoint, edit: Edit, whole: bool) -> None:
     """It fires on no probe: nothing but the structure shows it."""

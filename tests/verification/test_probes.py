@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint import NeoConfig
+from converter.checkpoint import Checkpoint, NeoConfig
 from converter.errors import BadInput
 from converter.verification import standard_probes
+from converter.verification.measuring import measure, measure_rows
 from converter.verification.original import _asked
 from converter.verification.probes import (
     AFFORDABLE,
@@ -23,6 +25,7 @@ from converter.verification.probes import (
     text_probes,
     wholes,
 )
+from converter.verification.reference import forward
 
 
 def config(**fields: object) -> NeoConfig:
@@ -171,3 +174,22 @@ def test_another_mask_is_another_probe() -> None:
     masks = [None, np.ones((2, 4), bool), np.tri(2, 4, 2, dtype=bool)]
     probes = [Probe("one", tokens, mask) for mask in masks] + [Probe("one", tokens.reshape(1, 8))]
     assert len({_asked(probe) for probe in probes}) == 4
+
+
+def test_a_part_is_measured_as_if_it_were_all(original: Checkpoint) -> None:
+    """Of a sequence of two rows, what a shorter one of one row would have shown by itself."""
+    config = original.config
+    tokens = np.random.default_rng(0).integers(0, config.d_vocab, (2, config.n_ctx))
+    whole = Probe("whole", tokens)
+    part = Probe("part", tokens[:1, : config.n_ctx // 2])
+    ran = forward(original, [whole], dtype=torch.float32)
+    (rows,) = measure_rows(forward(original, [whole], dtype=torch.float64), 0, [ran.logits(0)])
+    alone = forward(original, [part], dtype=torch.float64)
+    (expected,) = measure(alone, 0, [ran.logits(0)[:1, : config.n_ctx // 2]], margin=1e-3)
+    found = rows.part(*part.tokens.shape).errors(margin=1e-3)
+    assert len(found.by_position) == part.tokens.shape[1]
+    assert found.compared == expected.compared < rows.errors().compared
+    for name in ("max_abs", "rms", "kl", "nll", "top1_agreement", "by_position"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-6, atol=1e-12
+        )
