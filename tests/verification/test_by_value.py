@@ -130,3 +130,19 @@ def test_each_graph_has_weights_of_its_own_to_answer_for(tiny: Checkpoint, tmp_p
     outcomes = {e.subject: e.outcome for e in result.evidence if e.link == "weights"}
     assert outcomes == {"the weights": "same", "model.onnx": "same", "onnx/model.onnx": "differs"}
     assert not result.passed
+
+
+def test_shared_and_multiplied_the_wrong_way_round(tiny: Checkpoint) -> None:
+    """The same bytes, but not the same matrix. Square, so that nothing else tells."""
+    path = export(tiny).path
+    model = onnx.load_model(str(path), load_external_data=False)
+    name = "transformer.h.1.attn.attention.q_proj.weight"
+    (product,) = (n for n in model.graph.node if name in n.input)
+    (turn,) = (a for a in product.attribute if a.name == "transB")
+    turn.i = 0
+    path.write_bytes(model.SerializeToString())
+    result = verify(tiny, tiny.directory, **WEIGHTS)
+    outcomes = {(e.subject, e.link): e.outcome for e in result.evidence}
+    assert outcomes["the weights", "weights"] == "same"
+    assert outcomes["model.onnx", "weights"] == "differs"
+    assert outcomes["model.onnx", "structure"] == "differs"
