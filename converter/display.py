@@ -202,8 +202,10 @@ class Display:
 
     def _evidence(self, evidence: Evidence) -> None:
         """The links that have no table of their own, and whatever could not be compared."""
-        told = evidence.link in ("weights", "arithmetic") and evidence.outcome != "not comparable"
-        if told and evidence.why is None:
+        tabled = evidence.link in ("weights", "arithmetic")
+        if tabled and (
+            evidence.outcome == "differs" or (evidence.outcome == "same" and evidence.why is None)
+        ):
             return
         marks = {"same": "[green]✓[/]", "differs": "[red]✗[/]", "not comparable": "[yellow]–[/]"}
         mark = marks[evidence.outcome]

@@ -79,7 +79,8 @@ def bridge(model: Any) -> Any:
     """A raw TransformerBridge around a live model."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from converter.verification.libraries import _placeholder_tokenizer, quiet
+    from converter.verification.lens import _placeholder_tokenizer
+    from converter.verification.libraries import quiet
 
     with quiet():
         return TransformerBridge.boot_transformers(

@@ -164,13 +164,13 @@ def _links(
         found.append(
             examine_route(
                 route, subject.name, artifact, true, standard, expected, rounded,
-                same=same, explained=explained, known=subject.whole, limit=max_ratio, seed=seed, say=say,
+                same=same, explained=explained, known=subject.ours, limit=max_ratio, seed=seed, say=say,
             )
         )  # fmt: skip
     # Where no software here runs the layout, or nothing but NaN comes out, there is no program to see.
     seen = runtime.name != "neoconvert" and any(result.compared for result in judged)
     return [
-        replace(item, required=subject.whole and (seen or item.link != "program")) for item in found
+        replace(item, required=subject.ours and (seen or item.link != "program")) for item in found
     ]
 
 

@@ -43,6 +43,11 @@ class Floor:
     by_position: tuple[float, ...] = ()
 
 
+def widest(floors: Sequence[Floor], *, share: float = 1.0) -> Floor:
+    """The floor that holds on any of several probes, times `share`."""
+    return Floor(share * max(f.max_abs for f in floors), share * max(f.rms for f in floors))
+
+
 def pooled_floor(runs: Sequence[Errors], *, ulp: float = ULP) -> Floor:
     """The floor that several runs of the original show together, whose unit in the last place
     is `ulp`."""

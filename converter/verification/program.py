@@ -17,7 +17,7 @@ import torch
 from converter.checkpoint import NeoConfig
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.judge import ULP as ULP32
-from converter.verification.judge import Floor, pooled_floor
+from converter.verification.judge import Floor, pooled_floor, widest
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import Forward, Source, forward
@@ -61,8 +61,7 @@ class Reference:
             for i in range(count)
         ]  # fmt: skip
         floors = [pooled_floor(runs, ulp=ULP) for runs in noise]
-        floor = Floor(max(f.max_abs for f in floors), max(f.rms for f in floors))
-        return Reference(exact, tuple(probes), floor)
+        return Reference(exact, tuple(probes), widest(floors))
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ def examine_program(
 
 def in_float64(floors: Sequence[Floor]) -> Floor:
     """Float64's noise on any of the probes: float32's, amplified from a smaller unit."""
-    share = ULP / ULP32
-    return Floor(share * max(f.max_abs for f in floors), share * max(f.rms for f in floors))
+    return widest(floors, share=ULP / ULP32)
 
 
 def part_of(whole: Forward, few: Mapping[int, Probe]) -> Forward:

@@ -20,7 +20,7 @@ from converter.processing import STEPS, Rounding
 from converter.progress import Progress
 from converter.route import Expected, Route, Undoing
 from converter.verification.evidence import Evidence
-from converter.verification.judge import Floor, pooled_floor
+from converter.verification.judge import Floor, pooled_floor, widest
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.program import MAX_TIMES, ULP, in_float64, part_of
@@ -104,9 +104,9 @@ def examine_route(
     errors = [measure(expected, i, [partial(stored.at, i)])[0] for i in range(count)]
     floor, most, unit = in_float64(standard.floors), MAX_TIMES, "float64's own noise"
     if not known:
-        floor, most, unit = _widest(standard.floors), limit, "float32's own noise"
+        floor, most, unit = widest(standard.floors), limit, "float32's own noise"
     worst = _Worst.of(errors, [floor] * count, expected.probes)
-    what = f"{of}The stored weights are not the route's: they compute another function"
+    what = f"{of}The stored weights are not what the original makes: they compute another function"
     kept = worst.evidence(subject, most, what, unit)
     return kept if kept.outcome == "differs" or processed is None else processed
 
@@ -164,7 +164,7 @@ def _processed(
     ran = forward(Expected(route, "F64"), [probe], dtype=torch.float64, device=device)
     errors = measure(exact, 0, [partial(ran.at, 0)])
     if isinstance(route, Undoing):
-        worst = _Worst.of(errors, [_widest(standard.floors)], [probe])
+        worst = _Worst.of(errors, [widest(standard.floors)], [probe])
         return worst.evidence(subject, limit, made, "float32's own noise")
     worst = _Worst.of(errors, [in_float64(standard.floors)], [probe])
     if worst.ratio > MAX_TIMES:
@@ -179,10 +179,6 @@ def _processed(
 
 def _plainness(probe: Probe) -> tuple[bool, int]:
     return probe.mask is None, probe.tokens.shape[1]
-
-
-def _widest(floors: Sequence[Floor]) -> Floor:
-    return Floor(max(f.max_abs for f in floors), max(f.rms for f in floors))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Subject:
     open: Callable[[], Runtime]
     name: str
     """Whose weights these are: the artifact's own, or the graph's."""
-    whole: bool
+    ours: bool
     """Whether neoconvert wrote it, so that all links must be compared."""
 
 
@@ -36,7 +36,7 @@ def subjects_of(
     runtime: str | None = None,
     pythons: Sequence[Path] = (),
     *,
-    told: bool = False,
+    just_written: bool = False,
 ) -> list[Subject]:
     """All there is to run: the weights in torch, here and in other environments, and the graphs,
     the artifact itself or all in its directory, in onnxruntime.
@@ -44,7 +44,7 @@ def subjects_of(
     Args:
         runtime: "torch" or "onnxruntime" alone; None: both, where there is something for them.
         pythons: interpreters of other environments that run the weights too.
-        told: neoconvert has just written it.
+        just_written: neoconvert has just written it.
 
     Raises:
         CannotDoHere: there is nothing for the runtime that was asked for.
@@ -52,13 +52,13 @@ def subjects_of(
     """
     found: list[Subject] = []
     if artifact.graph is None and runtime != "onnxruntime":
-        whole = told or written_here(artifact)
+        ours = just_written or written_here(artifact)
         openers: list[Callable[[], Runtime]] = [partial(open_runtime, artifact, device)]
         if pythons:
             from converter.verification.remote import open_remote
 
             openers += [partial(open_remote, artifact, python, device) for python in pythons]
-        found += [Subject(artifact, opener, WEIGHTS, whole) for opener in openers]
+        found += [Subject(artifact, opener, WEIGHTS, ours) for opener in openers]
     graphs = graphs_of(artifact) if runtime != "torch" else []
     for graph in graphs:
         from converter.verification.onnx_runtime import open_onnx
@@ -67,7 +67,7 @@ def subjects_of(
         name = graph_name(graph, artifact)
         shown = name if len(graphs) > 1 else None
         opener = partial(open_onnx, graph, resolve_device(device), required=required, name=shown)
-        found.append(Subject(graph, opener, name, told or written_here(graph)))
+        found.append(Subject(graph, opener, name, just_written or written_here(graph)))
     if not found:
         raise CannotDoHere(
             f"There is nothing here that {runtime} could run.",

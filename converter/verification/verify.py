@@ -71,7 +71,7 @@ def verify(
     graph of a directory that holds several.
 
     For artifacts that are lossy on purpose, limits may be stated (`Criterion`). They take the place
-    of float32's noise: weights are compared and told, and decide nothing.
+    of float32's noise: weights are compared, and decide nothing.
 
     Args:
         original: as an `Original`, it is run once for all artifacts that are verified with it.
@@ -132,7 +132,7 @@ def verify(
     say = progress or silent
     _require_readable(original)
     require_same_sizes(original, artifact)
-    told = route is not None  # else a claim, which may be about another original
+    known = route is not None  # else a claim, which may be about another original
     route = route or between(original, artifact)
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, max_ratio=limit, effort=effort,
@@ -141,7 +141,7 @@ def verify(
     weighing = None
     if "weights" in checks:
         graphs = [] if runtime == "torch" else graphs_of(artifact)
-        weighing = weigh(route, artifact, graphs, told=told, lossy=criterion is not None, say=say)
+        weighing = weigh(route, artifact, graphs, known=known, lossy=criterion is not None, say=say)
         route, check = weighing.route, weighing.check
         result = replace(
             result, weights=check, evidence=weighing.evidence, remarks=weighing.remarks,
@@ -158,7 +158,7 @@ def verify(
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
         subjects = subjects_of(
-            artifact, str(device), runtime, [Path(python) for python in pythons], told=told
+            artifact, str(device), runtime, [Path(python) for python in pythons], just_written=known
         )
         result = _run(
             result, route, known, subjects, probes, weighing, str(device), seed, layers, say

@@ -47,7 +47,7 @@ def weigh(
     artifact: Checkpoint,
     graphs: Sequence[Checkpoint],
     *,
-    told: bool,
+    known: bool,
     lossy: bool,
     say: Progress,
 ) -> Weighing:
@@ -55,8 +55,8 @@ def weigh(
 
     Args:
         graphs: of the artifact, which may be one itself.
-        told: the route is known, and no claim.
-        lossy: limits were stated; weights are told of, and decide nothing.
+        known: the route is known, and no claim.
+        lossy: limits were stated; weights are compared, and decide nothing.
     """
     evidence: list[Evidence] = []
     remarks: list[str] = []
@@ -65,13 +65,13 @@ def weigh(
     check: WeightCheck | None = None
     if artifact.graph is None or artifact.complete:
         check = compare_weights(route, artifact, say, partial=lossy)
-        if not (check.passed or told or lossy):
+        if not (check.passed or known or lossy):
             check, route, more = _by_weights_alone(check, route, artifact, say)
             remarks += more
         checks.append(check)
         name = WEIGHTS if artifact.graph is None else graph_name(artifact, artifact)
-        whole = told or written_here(artifact)
-        evidence.append(replace(_weights(name, check, lossy), required=whole and not lossy))
+        ours = known or written_here(artifact)
+        evidence.append(replace(_weights(name, check, lossy), required=ours and not lossy))
     for graph in graphs:
         name = graph_name(graph, artifact)
         nodes = compare_structure(route, graph)
@@ -86,8 +86,8 @@ def weigh(
             evidence.append(_weights(name, checks[-1], lossy))
         checks.append(nodes)
         evidence.append(replace(_structure(name, nodes, lossy), required=nodes.ours and not lossy))
-    told_of = [c for c in checks if c.compared or c.nodes or c.config]
-    joint = joined(told_of) if told_of or check is not None else None
+    informative = [c for c in checks if c.compared or c.nodes or c.config]
+    joint = joined(informative) if informative or check is not None else None
     if lossy and joint is not None:
         others = [graph for graph in graphs if graph is not artifact]
         remarks += _left_to_limits(joint, [artifact, *others])
