@@ -132,7 +132,7 @@ def verify(
     say = progress or silent
     _require_readable(original)
     require_same_sizes(original, artifact)
-    known = route is not None  # else a claim, which may be about another original
+    stated = route is not None  # else a claim, which may be about another original
     route = route or between(original, artifact)
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, max_ratio=limit, effort=effort,
@@ -141,7 +141,7 @@ def verify(
     weighing = None
     if "weights" in checks:
         graphs = [] if runtime == "torch" else graphs_of(artifact)
-        weighing = weigh(route, artifact, graphs, known=known, lossy=criterion is not None, say=say)
+        weighing = weigh(route, artifact, graphs, known=stated, lossy=criterion is not None, say=say)
         route, check = weighing.route, weighing.check
         result = replace(
             result, weights=check, evidence=weighing.evidence, remarks=weighing.remarks,
@@ -158,7 +158,7 @@ def verify(
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
         subjects = subjects_of(
-            artifact, str(device), runtime, [Path(python) for python in pythons], just_written=known
+            artifact, str(device), runtime, [Path(python) for python in pythons], just_written=stated
         )
         result = _run(
             result, route, known, subjects, probes, weighing, str(device), seed, layers, say
