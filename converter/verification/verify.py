@@ -141,7 +141,9 @@ def verify(
     weighing = None
     if "weights" in checks:
         graphs = [] if runtime == "torch" else graphs_of(artifact)
-        weighing = weigh(route, artifact, graphs, known=stated, lossy=criterion is not None, say=say)
+        weighing = weigh(
+            route, artifact, graphs, known=stated, lossy=criterion is not None, say=say
+        )
         route, check = weighing.route, weighing.check
         result = replace(
             result, weights=check, evidence=weighing.evidence, remarks=weighing.remarks,
@@ -158,7 +160,11 @@ def verify(
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
         subjects = subjects_of(
-            artifact, str(device), runtime, [Path(python) for python in pythons], just_written=stated
+            artifact,
+            str(device),
+            runtime,
+            [Path(python) for python in pythons],
+            just_written=stated,
         )
         result = _run(
             result, route, known, subjects, probes, weighing, str(device), seed, layers, say
