@@ -17,7 +17,7 @@ import click
 from converter.errors import NeoconvertError
 from converter.interrupts import Interrupted, handled
 from converter.output import LONGEST, inert, steady
-from converter.telling import told
+from converter.telling import panicked, told
 
 SCHEMA_VERSION = 1
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -51,7 +51,9 @@ def reporting(command: Command) -> Command:
             document, exit_code = command(*args, display=display, **options)
         except (click.ClickException, click.exceptions.Exit):
             raise
-        except Exception as error:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or panicked(error)):
+                raise
             if debug:
                 traceback.print_exc()
             _fail(name, told(error), as_json)

@@ -11,7 +11,12 @@ from converter.errors import CannotDoHere, Fault, NeoconvertError, SystemRefused
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def told(error: Exception) -> NeoconvertError:
+def panicked(error: BaseException) -> bool:
+    """Whether it is a library in Rust that gave up, which Python takes for no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def told(error: BaseException) -> NeoconvertError:
     """An error as what it means to the user."""
     if isinstance(error, NeoconvertError):
         return error
@@ -46,7 +51,7 @@ def told(error: Exception) -> NeoconvertError:
     )
 
 
-def _is_torch_without_memory(error: Exception) -> bool:
+def _is_torch_without_memory(error: BaseException) -> bool:
     """torch has no exception of its own for it on the CPU."""
     said = str(error)
     return isinstance(error, RuntimeError) and (
@@ -54,7 +59,7 @@ def _is_torch_without_memory(error: Exception) -> bool:
     )
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return "nowhere known"

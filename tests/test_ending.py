@@ -41,6 +41,9 @@ def process(
     return subprocess.run(command, capture_output=True, env=env)
 
 
+PanicException = type("PanicException", (BaseException,), {})
+"""What a library in Rust raises where it gives up."""
+
 BROKEN: list[tuple[BaseException, int]] = [
     (KeyError("x"), 70),
     (AssertionError(), 70),
@@ -48,6 +51,7 @@ BROKEN: list[tuple[BaseException, int]] = [
     (UnicodeError("odd"), 70),
     (OSError("without a number"), 70),
     (SafetensorError("from nowhere"), 70),
+    (PanicException("called `Option::unwrap()` on a `None` value"), 70),
     (MemoryError("12 GB"), 4),
     (ModuleNotFoundError("No module named 'torch'", name="torch"), 4),
     (ModuleNotFoundError("No module named 'converter.x'", name="converter.x"), 70),

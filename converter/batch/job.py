@@ -19,7 +19,7 @@ from converter.convert import run
 from converter.errors import NeoconvertError, OutputExists, VerificationFailed
 from converter.opening import adapted
 from converter.request import Request
-from converter.telling import told
+from converter.telling import panicked, told
 
 Status = Literal["converted", "there", "planned", "failed"]
 
@@ -102,7 +102,9 @@ def attempt(job: Job) -> Outcome:
     start = time.monotonic()
     try:
         outcome = _done(job)
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or panicked(error)):
+            raise
         outcome = failed(job, told(error))
         if isinstance(error, VerificationFailed):
             outcome = replace(outcome, warnings=_report(job, error.details.get("verification")))

@@ -191,9 +191,16 @@ def _arithmetic(subject: str, judged: Sequence[ProbeResult], max_ratio: float) -
 
 
 def _open(subject: Subject) -> Runtime:
+    """
+    Raises:
+        BadInput: the software refuses a file that was given.
+        VerificationFailed: it refuses one that was made from what was given.
+    """
     try:
         return subject.open()
     except BadInput as error:
+        if not subject.just_written:
+            raise
         raise VerificationFailed(error.what, where=error.where, do=error.do) from error
 
 

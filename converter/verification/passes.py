@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, NeoconvertError, VerificationFailed
+from converter.errors import BadInput, Fault, VerificationFailed
 from converter.progress import Progress
+from converter.telling import told
 from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.measuring import Errors, Rows, measure_rows
@@ -67,9 +68,9 @@ def logits_of(
     say(f"{runtime.what}: {probe.name}")
     try:
         return runtime.logits(probe)
-    except (NeoconvertError, MemoryError, KeyboardInterrupt):
-        raise
     except Exception as error:  # of any library that runs what a file tells it to
+        if not isinstance(told(error), Fault):
+            raise  # the system's, or this machine's: no verdict on the artifact
         raise _stopped(runtime, probe, error, original) from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from converter.checkpoint import NeoConfig
 from converter.errors import BadInput
+from converter.telling import panicked
 
 Effort = Literal["quick", "standard", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("quick", "standard", "thorough")
@@ -270,8 +271,9 @@ def _tokens(config: NeoConfig, directory: Path | None, text: str) -> list[int]:
 
     try:
         ids: list[int] = Tokenizer.from_file(str(path)).encode(text).ids
-    except (
-        Exception
-    ):  # tokenizers raises bare Exception; a broken tokenizer is not the weights' fault
+    except BaseException as error:
+        # tokenizers raises bare Exception; a broken tokenizer is not the weights' fault.
+        if not (isinstance(error, Exception) or panicked(error)):
+            raise
         return []
     return [] if not ids or max(ids) >= config.d_vocab else ids

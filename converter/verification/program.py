@@ -15,6 +15,8 @@ from functools import partial
 import torch
 
 from converter.checkpoint import NeoConfig
+from converter.errors import Fault
+from converter.telling import told
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.judge import ULP as ULP32
 from converter.verification.judge import Floor, pooled_floor, widest
@@ -197,9 +199,12 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
 def _logits(runtime: Runtime, probe: Probe) -> torch.Tensor:
     try:
         return runtime.exact_logits(probe)
-    except (NotComparable, MemoryError, KeyboardInterrupt):
+    except NotComparable:
         raise
     except Exception as error:  # of any library that was not made for float64
+        said = told(error)
+        if said is not error and not isinstance(said, Fault):
+            raise  # the system's, or this machine's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotComparable(
             f"in float64 it stops at probe {probe.name!r}: {reason[:200]}"

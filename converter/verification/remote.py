@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CannotDoHere, UsageError, VerificationFailed
+from converter.errors import BadInput, CannotDoHere, Fault, UsageError
+from converter.telling import told
 from converter.verification.evidence import NotComparable
 from converter.verification.probes import Probe
 from converter.verification.runtimes import Runtime, open_runtime
@@ -86,8 +87,8 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
     """Open the checkpoint in the environment of another interpreter.
 
     Raises:
-        CannotDoHere: the interpreter cannot run neoconvert (it lacks torch, say).
-        VerificationFailed: the software there refuses the checkpoint.
+        CannotDoHere: the interpreter cannot run neoconvert (it lacks torch, say), or the device.
+        BadInput: the software there refuses the checkpoint.
         UsageError: the checkpoint is in memory, which the other process does not see.
     """
     import torch
@@ -149,7 +150,10 @@ def _ask(
     where = str(process.args[0]) if isinstance(process.args, list) else "--python"
     if "refused" in answer:
         what, place, do = answer["refused"]
-        raise VerificationFailed(what, where=f"{place}, run by {where}", do=do)
+        kind = CannotDoHere if answer["exit_code"] == CannotDoHere.exit_code else BadInput
+        raise kind(what, where=f"{place}, run by {where}", do=do)
+    if "stopped" in answer:
+        raise RuntimeError(answer["stopped"])
     if not answer:
         printed = (folder / _LOG).read_text(encoding="utf-8", errors="replace").strip()
         last = printed.splitlines()[-1] if printed else "it printed nothing"
@@ -164,7 +168,6 @@ def _ask(
 def _serve(path: str, folder: Path, device: str) -> None:
     """The other side: open, say what runs it, then answer until the pipe closes."""
     from converter.checkpoint import open_checkpoint
-    from converter.errors import NeoconvertError
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
@@ -191,8 +194,14 @@ def _serve(path: str, folder: Path, device: str) -> None:
                 answer({"done": probe.name})
             except NotComparable as error:
                 answer({"not_comparable": error.why})
-    except NeoconvertError as error:
-        answer({"refused": error.lines()})
+            except Exception as error:
+                if not isinstance(told(error), Fault):
+                    raise
+                answer({"stopped": str(error).strip() or type(error).__name__})
+    except Exception as error:
+        if isinstance(said := told(error), Fault):
+            raise
+        answer({"refused": said.lines(), "exit_code": said.exit_code})
 
 
 if __name__ == "__main__":

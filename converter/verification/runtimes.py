@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, CannotDoHere, NeoconvertError
+from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError
+from converter.telling import told
 from converter.verification.evidence import NotComparable
 from converter.verification.lens import bridge_model, hooked_model
 from converter.verification.libraries import hf_model
@@ -231,12 +232,12 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
         if checkpoint.layout == "bridge" and has_bridge():
             model = bridge_model(checkpoint, where, torch.float32)
             return Library("transformer_lens", "TransformerBridge", lens, where, model)
-    except NeoconvertError:
-        raise
     except (
-        RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError,
-        StrictDataclassError, SafetensorError,
+        NeoconvertError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+        AssertionError, OSError, StrictDataclassError, SafetensorError,
     ) as error:  # fmt: skip
+        if not isinstance(told(error), Fault):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"The software that this layout is for refuses the checkpoint: {reason}",

@@ -28,6 +28,8 @@ class Subject:
     """Whose weights these are: the artifact's own, or the graph's."""
     ours: bool
     """Whether neoconvert wrote it, so that all links must be compared."""
+    just_written: bool
+    """Whether it has just been written: what refuses it then refuses our work, and no input."""
 
 
 def subjects_of(
@@ -58,7 +60,7 @@ def subjects_of(
             from converter.verification.remote import open_remote
 
             openers += [partial(open_remote, artifact, python, device) for python in pythons]
-        found += [Subject(artifact, opener, WEIGHTS, ours) for opener in openers]
+        found += [Subject(artifact, opener, WEIGHTS, ours, just_written) for opener in openers]
     graphs = graphs_of(artifact) if runtime != "torch" else []
     for graph in graphs:
         from converter.verification.onnx_runtime import open_onnx
@@ -67,7 +69,9 @@ def subjects_of(
         name = graph_name(graph, artifact)
         shown = name if len(graphs) > 1 else None
         opener = partial(open_onnx, graph, resolve_device(device), required=required, name=shown)
-        found.append(Subject(graph, opener, name, just_written or written_here(graph)))
+        found.append(
+            Subject(graph, opener, name, just_written or written_here(graph), just_written)
+        )
     if not found:
         raise CannotDoHere(
             f"There is nothing here that {runtime} could run.",

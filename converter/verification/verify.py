@@ -94,8 +94,10 @@ def verify(
         TensorMismatch: the sizes differ: these cannot be the same model.
         UsageError: no check, or no probe, was asked for.
         CannotDoHere: the device or runtime asked for is not here.
-        VerificationFailed: the artifact does not even load in its software.
-        BadInput: the original does not; a text without a tokenizer to read it.
+        BadInput: its software does not load the original, or the artifact; a text without a
+            tokenizer to read it.
+        VerificationFailed: the artifact stops while it runs; or it does not load, and `route` says
+            that it was made just now.
     """
     of_kind(checks, Collection, "--check", f"Name {' or '.join(CHECKS)}.")
     checks = (checks,) if isinstance(checks, str) else checks

@@ -205,7 +205,7 @@ UNFIT: dict[str, Spoil] = {
     "a cache of no shape": _past(lambda v: v.type.tensor_type.ClearField("shape")),
     "a cache of text": _past(lambda v: setattr(v.type.tensor_type, "elem_type", TensorProto.STRING)),
 }  # fmt: skip
-"""Sound files that onnxruntime refuses, so that they fail verification."""
+"""What only onnxruntime refuses."""
 ASKS: dict[str, Spoil] = {
     "a constant of 4 GB": asking(_ints("s", 2**15, 2**15), helper.make_node("ConstantOfShape", ["s"], ["big"])),
     "a constant of 4 TB": asking(_ints("s", 2**20, 2**20), helper.make_node("ConstantOfShape", ["s"], ["big"])),
@@ -249,7 +249,7 @@ def inputs() -> Iterator[Input]:
         if turn % 2:
             yield _input(name, spoiled(spoil), INSPECT, frozenset({0, 3}))
     for name, spoil in UNFIT.items():
-        yield _input(name, spoiled(spoil), VERIFY, frozenset({1, 3}))
+        yield _input(name, spoiled(spoil), VERIFY)
         yield _input(name, spoiled(spoil), INSPECT, frozenset({0, 3}))
     for name, spoil in ASKS.items():
         yield _input(name, spoiled(spoil), VERIFY)

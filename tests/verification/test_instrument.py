@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -65,8 +66,34 @@ def test_an_environment_that_cannot(original: Checkpoint, there: Path, tmp_path:
 def test_an_environment_that_refuses(original: Checkpoint, there: Path) -> None:
     artifact = open_checkpoint(write_as(original, there, "hf"))
     (there / "config.json").write_text("{}")
-    with pytest.raises((BadInput, VerificationFailed)):
+    with pytest.raises(BadInput, match=r"config|model_type"):
         verify(original, artifact, effort="quick", pythons=[Path(sys.executable)])
+
+
+REFUSED = {"refused": ["what", "where", "do"]}
+HELLO = {"name": "transformers", "what": "x", "version": "1", "exact": False}
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ([REFUSED | {"exit_code": 3}], BadInput),
+        ([REFUSED | {"exit_code": 4}], CannotDoHere),
+        ([HELLO, {"stopped": "index out of range"}], VerificationFailed),
+    ],
+)
+def test_what_another_environment_says(
+    answers: list[dict[str, object]], kind: type[Exception],
+    original: Checkpoint, there: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Only a run that stops is a verdict."""
+    artifact = open_checkpoint(write_as(original, there, "hf"))
+    python = tmp_path / "python"
+    lines = "".join(f"echo '{json.dumps(answer)}'\n" for answer in answers)
+    python.write_text(f"#!/bin/sh\n{lines}read request\n")
+    python.chmod(0o755)
+    with pytest.raises(kind):
+        verify(original, artifact, effort="quick", pythons=[python])
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:

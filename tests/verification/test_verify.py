@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,18 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.errors import TensorMismatch, UsageError, VerificationFailed
+from converter.errors import BadInput, TensorMismatch, UsageError, VerificationFailed
 from converter.layout import Layout
 from converter.routing import plain
-from converter.verification import CHECKS, MAX_RATIO, Verification, compare_weights, verify
+from converter.telling import told
+from converter.verification import (
+    CHECKS,
+    MAX_RATIO,
+    Verification,
+    compare_weights,
+    runtimes,
+    verify,
+)
 from converter.verification.judge import ULP, pooled_floor
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe
@@ -210,14 +219,57 @@ def test_never_passes_vacuously(original: Checkpoint) -> None:
         verify(original, original, probes=[], **CPU)
 
 
-def test_an_artifact_that_does_not_load_is_a_failed_verification(
-    original: Checkpoint, there: Path
-) -> None:
+def test_an_artifact_that_does_not_load(original: Checkpoint, there: Path) -> None:
+    """A broken file; and a failed verification where it is what a conversion has just made."""
     config = {"tie_word_embeddings": True}
     artifact = open_checkpoint(write_as(original, there, "bridge", config=config))
-    with pytest.raises(VerificationFailed) as caught:
+    with pytest.raises(BadInput) as caught:
         verify(original, artifact, **CPU)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 3
+    with pytest.raises(VerificationFailed):
+        verify(original, artifact, route=plain(original), **CPU)
+
+
+WITHOUT: list[tuple[Exception, int]] = [
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), 4),
+    (MemoryError(), 4),
+    (ModuleNotFoundError("No module named 'einops'", name="einops"), 4),
+    (OSError(errno.EIO, "Input/output error", "model.safetensors"), 3),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), WITHOUT, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("where", ["open", "logits", "exact_logits"])
+def test_what_the_machine_lacks_is_no_verdict(
+    error: Exception, code: int, where: str, original: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise error
+
+    if where == "open":
+        monkeypatch.setattr(runtimes, "hf_model", breaks)
+    else:
+        monkeypatch.setattr(runtimes.Library, where, breaks)
+    with pytest.raises(type(error)) as caught:
+        verify(original, original, **CPU)
+    assert told(caught.value).exit_code == code
+
+
+def test_an_artifact_that_stops_while_it_runs_is_a_failed_verification(
+    original: Checkpoint, there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hooked"))
+    logits = runtimes.Library.logits
+
+    def stops(self: runtimes.Library, probe: Probe) -> Any:
+        if self.name == "transformers":
+            return logits(self, probe)
+        raise IndexError("index out of range in self")
+
+    monkeypatch.setattr(runtimes.Library, "logits", stops)
+    monkeypatch.setattr(runtimes.OwnForward, "logits", stops)
+    with pytest.raises(VerificationFailed, match="cannot run the artifact: index out of range"):
+        verify(original, artifact, **CPU)
 
 
 def test_an_original_that_its_software_runs_otherwise_is_reported(
