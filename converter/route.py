@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.ledger_file import LedgerFile
+from converter.dtypes import same_bits
 from converter.layout import Slot
 from converter.piecewise import stored_as
 from converter.processing import Carry, Step, absorb, apply_all, homeless
@@ -81,6 +82,10 @@ class Route:
         before, after = self.source.config.score_divisors, self.scale
         divisor = (before[layer] if before else 1.0) / (after[layer] if after else 1.0)
         return Made({n: unscaled(n, array, divisor) for n, array in unit.items()})
+
+    def into(self, artifact: Checkpoint) -> Weights:
+        """What it makes, in the dtypes of an artifact."""
+        return Expected(self, {key: artifact.code(key) for key in artifact.slots})
 
     def run(self) -> Iterator[tuple[list[Slot], Tensors, Made]]:
         """Unit by unit, in forward order: its slots, its source tensors, what became of them."""
@@ -184,6 +189,18 @@ def _moved(stored: Tensors, before: Tensors, after: Tensors) -> Tensors:
     }
 
 
+class Weights(Protocol):
+    """Weights by `hooked` name, in `hooked` axes and certain dtypes."""
+
+    @property
+    def config(self) -> NeoConfig: ...
+
+    def tensor(self, key: str) -> Array: ...
+
+    def is_(self, key: str, found: Array, *, bitwise: bool) -> bool:
+        """Whether an array is this weight: its bits, or as numbers."""
+
+
 class Expected:
     """What a route makes of its source: weights as a checkpoint has them, but on no disk.
 
@@ -212,3 +229,7 @@ class Expected:
             self._made = slots, self.route.make(unit, slots[0].layer).tensors
         made = self._made[1][self.route.source.slots[key].local]
         return np.asarray(stored_as(made, code))
+
+    def is_(self, key: str, found: Array, *, bitwise: bool) -> bool:
+        made = self.tensor(key)
+        return same_bits(made, found) if bitwise else np.array_equal(made, found)

@@ -10,15 +10,16 @@ import torch
 
 from converter.errors import BadInput, VerificationFailed
 from converter.progress import Progress
-from converter.route import Expected, Route
+from converter.route import Route
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
+from converter.verification.exact import Truth
 from converter.verification.measuring import Errors, measure
 from converter.verification.original import Original
 from converter.verification.passes import info, logits_of, release, threads_for
 from converter.verification.probes import Probe, cost
-from converter.verification.program import examine_program, few_of, part_of
-from converter.verification.reference import Forward, Source, forward
+from converter.verification.program import examine_program, few_of
+from converter.verification.reference import forward
 from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
 from converter.verification.route_link import examine_route
 from converter.verification.runtimes import Runtime
@@ -128,7 +129,7 @@ def _links(
     route: Route,
     subject: Subject,
     runtime: Runtime,
-    true: Forward,
+    true: Truth,
     standard: Standard,
     judged: Sequence[ProbeResult],
     same: bool,
@@ -145,22 +146,19 @@ def _links(
     found = [_arithmetic(name, judged, max_ratio)]
     say(f"{runtime.what}: float64")
     few = few_of(artifact.config, true.probes)
-    expected = part_of(standard.reference, few)
+    expected = standard.reference.part(few)
     moved = not route.whole_units and not route.rescales
-    if explained is not None or (same and (moved or standard.reference is not true)):
-        stored = expected
-    else:
-        # Where a graph does not say which its weights are, those that the route makes.
-        codes = {key: artifact.code(key) for key in artifact.slots}
-        source: Source = artifact if artifact.complete else Expected(route, codes)
+    # Where a graph does not say which its weights are, those that the route makes.
+    made = same or not artifact.complete
+    stored = None
+    if not (explained is not None or (made and (moved or standard.reference is not true))):
+        source = artifact if artifact.complete else route.into(artifact)
         stored = forward(source, list(few.values()), dtype=torch.float64)
-    found.append(examine_program(runtime, stored, standard.floors, name, seed=seed))
+    found.append(examine_program(runtime, stored or expected, standard.floors, name, seed=seed))
     if subject.name not in told:
-        rounded = None if same or stored is expected or not artifact.complete else stored
+        rounded = stored if artifact.complete and not same else None
         if rounded is not None and not moved and standard.reference is true:
-            codes = {key: artifact.code(key) for key in artifact.slots}
-            made = Expected(route, codes)
-            expected = forward(made, list(few.values()), dtype=torch.float64)
+            expected = forward(route.into(artifact), list(few.values()), dtype=torch.float64)
         found.append(
             examine_route(
                 route, subject.name, artifact, true, standard, expected, rounded,
@@ -205,7 +203,7 @@ def _open(subject: Subject) -> Runtime:
 
 
 def _run(
-    runtime: Runtime, reference: Forward, margins: Sequence[float], say: Progress
+    runtime: Runtime, reference: Truth, margins: Sequence[float], say: Progress
 ) -> list[Errors | None]:
     """Every probe that the runtime can run; None for the others."""
     results: list[Errors | None] = []

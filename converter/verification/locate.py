@@ -16,7 +16,7 @@ from torch import Tensor
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
-from converter.route import Expected, Route
+from converter.route import Route
 from converter.verification.judge import ULP
 from converter.verification.measuring import measure
 from converter.verification.passes import threads_for
@@ -162,7 +162,7 @@ def _forced(
     source: Source = rounding(route, artifact) or route.source
     ulp, plain = ULP, _centred
     if exact:
-        source = Expected(route, {key: artifact.code(key) for key in artifact.slots})
+        source = route.into(artifact)
         ulp, limit, plain = ULP64, limit * MAX_TIMES * ULP64 / ULP, _wide
     streams: dict[str, list[Tensor]] = {}
 
@@ -205,7 +205,7 @@ def _differing(route: Route, artifact: Checkpoint) -> dict[str, dict[str, float]
     """By unit, the tensors that are not what the route makes, with their relative difference."""
     if not artifact.complete:
         return {}
-    made = Expected(route, {key: artifact.code(key) for key in artifact.slots})
+    made = route.into(artifact)
     units: dict[str, dict[str, float]] = {}
     for key, slot in artifact.slots.items():
         tensors = units.setdefault(slot.place, {})

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.verification.reference import Forward
+from converter.verification.exact import Exact, Truth, nll
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from converter.verification.judge import Floor
 
-_CACHE = 2**17
+CACHE = 2**17
 """Elements worked on at a time: what a processor's cache holds."""
+_EXP = 600.0
+"""Beyond it the exponential is not finite."""
 Logits = Callable[["Tensor"], "Tensor"]
 _COLUMNS = (
     "worst",
@@ -126,7 +128,7 @@ class Rows:
 
 
 def measure(
-    reference: Forward, index: int, runs: Sequence[Tensor | Logits], *, margin: float = 0.0
+    reference: Truth, index: int, runs: Sequence[Tensor | Logits], *, margin: float = 0.0
 ) -> list[Errors]:
     """Compare runs of probe `index` with the reference: `measure_rows`, put together.
 
@@ -135,7 +137,7 @@ def measure(
     return [rows.errors(margin) for rows in measure_rows(reference, index, runs)]
 
 
-def measure_rows(reference: Forward, index: int, runs: Sequence[Tensor | Logits]) -> list[Rows]:
+def measure_rows(reference: Truth, index: int, runs: Sequence[Tensor | Logits]) -> list[Rows]:
     """Compare runs of probe `index` with the reference, some positions at a time.
 
     `runs`: a run's logits [batch, pos, v], or a function from indices into the flattened
@@ -151,12 +153,16 @@ def measure_rows(reference: Forward, index: int, runs: Sequence[Tensor | Logits]
     following[:, -1] = -1  # the last token has none
     with torch.inference_mode():
         for rows, expected in reference.rows(index):
-            found = [source(rows).to(expected.device) for source in sources]
-            few = max(1, _CACHE // expected.shape[1])
-            pieces = zip(*(x.split(few) for x in (rows, expected, *found)), strict=True)  # type: ignore[no-untyped-call]
+            found = [source(rows).to(reference.device) for source in sources]
             compared.append(rows)
+            if isinstance(expected, Exact):
+                for tally, other in zip(tallies, found, strict=True):
+                    tally.add(expected, other.to(torch.float64))
+                continue
+            few = max(1, CACHE // expected.shape[1])
+            pieces = zip(*(x.split(few) for x in (rows, expected, *found)), strict=True)  # type: ignore[no-untyped-call]
             for row, logits, *others in pieces:
-                exact = _Exact.of(row, logits, following.flatten()[row].to(logits.device))
+                exact = Exact.of(row, logits, following.flatten()[row].to(logits.device))
                 for tally, other in zip(tallies, others, strict=True):
                     tally.add(exact, other.to(torch.float64))
     every = torch.cat(compared).numpy()
@@ -171,45 +177,6 @@ def _rows_of(logits: Tensor) -> Logits:
     return lambda rows: flat[rows.to(flat.device)]
 
 
-@dataclass(frozen=True)
-class _Exact:
-    """Some rows of the reference: log-probabilities [rows, v] and what is derived from them."""
-
-    rows: Tensor
-    logp: Tensor
-    p: Tensor
-    scale: Tensor
-    """Largest |logit| or |logsumexp| [rows]."""
-    top: Tensor
-    lead: Tensor
-    """How far the most likely token is ahead of the next."""
-    following: Tensor
-    """The token that comes next, or -1 [rows]."""
-
-    @staticmethod
-    def of(rows: Tensor, logits: Tensor, following: Tensor) -> _Exact:
-        import torch
-
-        normaliser = logits.logsumexp(-1, keepdim=True)
-        logp = logits - normaliser
-        sizes = torch.stack([logits.amax(-1), logits.amin(-1), normaliser[:, 0]])
-        best, top = logp.max(-1)
-        rest = logp.scatter(-1, top[:, None], -math.inf).amax(-1)
-        return _Exact(
-            rows=rows,
-            logp=logp,
-            p=logp.exp(),
-            scale=sizes.abs().where(sizes.isfinite(), 0.0).amax(0),
-            top=top,
-            lead=best - rest,
-            following=following,
-        )
-
-    def nll(self, logp: Tensor) -> Tensor:
-        """-log p(next token) [rows]; of no meaning where there is none."""
-        return -logp.gather(-1, self.following.clamp(min=0)[:, None])[:, 0]
-
-
 @dataclass
 class _Tally:
     """What is known of the positions seen so far."""
@@ -217,24 +184,32 @@ class _Tally:
     columns: list[NDArray[np.float64]] = field(default_factory=list)
     classes: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, exact: _Exact, logits: Tensor) -> None:
+    def add(self, exact: Exact, logits: Tensor) -> None:
         """logits: the run's, float64 [rows, v]."""
         import torch
 
         q = logits - logits.logsumexp(-1, keepdim=True)
-        error = q - exact.logp
-        weighted = exact.p * error
-        compared = torch.full((len(q),), q.shape[1], dtype=torch.float64)
+        some = q if exact.columns is None else q.gather(-1, exact.columns)
+        error = some - exact.logp
+        weighted = -exact.p * error
+        if exact.weights is not None:
+            # With the terms that cancel over the whole vocabulary none is negative, so that some
+            # of them tell of all.
+            weighted = exact.p * (error.clamp(max=_EXP).expm1() - error) * exact.weights
+        compared = torch.full((len(q),), error.shape[1], dtype=torch.float64)
         # Where both are finite, so is their difference; and an infinity makes the sum infinite.
-        if not math.isfinite(float(error.sum())):
-            usable = q.isfinite() & exact.logp.isfinite()
+        if not math.isfinite(float((error if exact.weights is None else q).sum())):
+            usable = some.isfinite() & exact.logp.isfinite()
             self._note_classes(exact.rows, q)
             error, weighted = error.where(usable, 0.0), weighted.where(usable, 0.0)
             compared = usable.sum(-1).to("cpu", torch.float64)
         error = error.abs()
+        # Sums over the vocabulary, of which `compared` elements are all or stand for all.
+        share = 1.0 if exact.weights is None else exact.weights * (error.shape[1] / q.shape[1])
         columns = (
-            error.amax(-1), error.sum(-1), error.square().sum(-1), -weighted.sum(-1), exact.scale,
-            compared, exact.lead, logits.argmax(-1) == exact.top, exact.nll(q), exact.nll(exact.logp),
+            error.amax(-1), (error * share).sum(-1), (error.square() * share).sum(-1),
+            weighted.sum(-1), exact.scale, compared, exact.lead, logits.argmax(-1) == exact.top,
+            nll(q, exact.following), exact.nll,
         )  # fmt: skip
         stacked = torch.stack([column.to("cpu", torch.float64) for column in columns], -1)
         self.columns.append(stacked.numpy())

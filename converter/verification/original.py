@@ -13,15 +13,15 @@ from converter.verification.probes import Probe
 from converter.verification.result import RuntimeInfo
 
 if TYPE_CHECKING:
+    from converter.verification.exact import Truth
     from converter.verification.measuring import Errors
-    from converter.verification.reference import Forward
 
 
 @dataclass(frozen=True)
 class Pass:
     """What some probes showed of the original."""
 
-    true: Forward
+    true: Truth
     """Our own forward pass, in float64."""
     own: Sequence[Errors | None]
     """Its float32 run in its own software; None where that cannot run a probe."""

@@ -18,7 +18,7 @@ from converter.verification.loading import installed, resolve_device
 from converter.verification.measuring import Errors, Rows, measure_rows
 from converter.verification.original import Pass
 from converter.verification.probes import Probe, cost
-from converter.verification.program import examine_program, few_of, part_of
+from converter.verification.program import examine_program, few_of
 from converter.verification.reference import Forward, forward
 from converter.verification.result import RuntimeInfo
 from converter.verification.runtimes import Runtime, open_runtime
@@ -101,9 +101,9 @@ def _strange(
     if ratios[worst] <= MAX_RATIO:
         return None
     say(f"{runtime.what}: float64")
-    few = few_of(true.weights.source.config, true.probes)
+    few = few_of(true.source.config, true.probes)
     floors = [pooled_floor(more) for more in noise]
-    exact = examine_program(runtime, part_of(true, few), floors, runtime.what, seed=seed)
+    exact = examine_program(runtime, true.part(few), floors, runtime.what, seed=seed)
     if exact.outcome == "same":
         return None
     return ratios[worst], (

@@ -8,7 +8,7 @@ the weights are, and how float32 rounds, are other links' questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,11 +18,12 @@ from converter.checkpoint import NeoConfig
 from converter.errors import Fault
 from converter.telling import told
 from converter.verification.evidence import Evidence, NotComparable
+from converter.verification.exact import Truth
 from converter.verification.judge import ULP as ULP32
 from converter.verification.judge import Floor, pooled_floor, widest
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
-from converter.verification.reference import Forward, Source, forward
+from converter.verification.reference import Source, forward
 from converter.verification.runtimes import Runtime
 
 MAX_TIMES = 64.0
@@ -40,7 +41,7 @@ _LARGE, _STEPS = 5e8, 1e9
 class Reference:
     """What a program is held to: our own forward pass in float64, and what rounding makes of it."""
 
-    exact: Forward
+    exact: Truth
     """Its first probes are these."""
     probes: tuple[Probe, ...]
     floor: Floor
@@ -109,7 +110,7 @@ def compare_program(runtime: Runtime, reference: Reference, subject: str | None 
 
 def examine_program(
     runtime: Runtime,
-    stored: Forward,
+    stored: Truth,
     floors: Sequence[Floor],
     subject: str,
     *,
@@ -125,7 +126,7 @@ def examine_program(
     probes = tuple(stored.probes)
     found = compare_program(runtime, Reference(stored, probes, in_float64(floors)), subject)
     if found.evidence.outcome == "differs":
-        own = Reference.of(stored.weights.source, probes, seed=seed)
+        own = Reference.of(stored.source, probes, seed=seed)
         found = compare_program(runtime, own, subject)
     return found.evidence
 
@@ -133,20 +134,6 @@ def examine_program(
 def in_float64(floors: Sequence[Floor]) -> Floor:
     """Float64's noise on any of the probes: float32's, amplified from a smaller unit."""
     return widest(floors, share=ULP / ULP32)
-
-
-def part_of(whole: Forward, few: Mapping[int, Probe]) -> Forward:
-    """Of a pass, some probes, as far as they go; with what is kept of their logits."""
-    finals, kept = [], {}
-    for place, (index, probe) in enumerate(few.items()):
-        batch, length = probe.tokens.shape
-        finals.append(whole.final[index][:batch, :length])
-        of = whole.wholes[index]
-        if whole.kept is not None and of in whole.kept:
-            logits = whole.kept[of].view(*whole.final[of].shape[:2], -1)
-            kept[place] = logits[:batch, :length].flatten(0, 1)
-    wholes = tuple(range(len(few)))
-    return replace(whole, probes=list(few.values()), final=tuple(finals), wholes=wholes, kept=kept)
 
 
 def few_of(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:
@@ -184,7 +171,7 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
         (run,) = measure(reference.exact, index, [logits])
         ratio, finite = run.ratio(reference.floor), run.compared
         if finite < logits.numel():  # NaN, infinities and padding
-            (true,) = measure(reference.exact, index, [partial(reference.exact.at, index)])
+            true = reference.exact.itself(index)
             # They belong where the reference has them.
             ratio, finite = ratio if run.same_classes(true) else math.inf, true.compared
         found.append(ProgramProbe(probe.name, run.max_abs, reference.floor.max_abs, ratio))

@@ -20,26 +20,29 @@ the model's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from converter.checkpoint import NeoConfig
 from converter.dtypes import cast
-from converter.verification.activations import Activation, activation_named
+from converter.verification.activations import activation_named
+from converter.verification.block import apply_block, layer_norm
 from converter.verification.probes import Probe, wholes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from converter.verification.measuring import Errors
+
 Watch = Callable[[str, list["Tensor"]], None]
 _CHUNK_BYTES = 64 * 2**20
 _KEPT_BYTES = 2**28
 """Of logits that are kept: four to six hundred positions of GPT-Neo's vocabulary."""
-_QUERIES = 128
 
 
 class Source(Protocol):
@@ -97,9 +100,38 @@ class Forward:
     kept: dict[int, Tensor] | None = None
     """Logits of whole probes; None: none are kept."""
 
+    @property
+    def device(self) -> torch.device:
+        return self.weights.device
+
+    @property
+    def source(self) -> Source:
+        return self.weights.source
+
+    def itself(self, index: int) -> Errors:
+        """See `Truth`."""
+        from converter.verification.measuring import measure
+
+        return measure(self, index, [partial(self.at, index)])[0]
+
     def keeping(self) -> Forward:
         """The same, which computes logits once, as far as there is room for them."""
         return replace(self, kept={})
+
+    def part(self, few: Mapping[int, Probe]) -> Forward:
+        """Of some probes, as far as they go; with what is kept of their logits."""
+        finals, kept = [], {}
+        for place, (index, probe) in enumerate(few.items()):
+            batch, length = probe.tokens.shape
+            finals.append(self.final[index][:batch, :length])
+            of = self.wholes[index]
+            if self.kept is not None and of in self.kept:
+                logits = self.kept[of].view(*self.final[of].shape[:2], -1)
+                kept[place] = logits[:batch, :length].flatten(0, 1)
+        wholes = tuple(range(len(few)))
+        return replace(
+            self, probes=list(few.values()), final=tuple(finals), wholes=wholes, kept=kept
+        )
 
     def logits(self, index: int) -> Tensor:
         """[batch, pos, v] of a probe, in the dtype of the pass."""
@@ -191,11 +223,13 @@ def forward(
         if watch:
             watch("embed", residuals)
         for layer in range(config.n_layers):
-            _block(weights, config, layer, residuals, masks, activation)
+            apply_block(
+                weights, config, layer, weights.divisor(layer), residuals, masks, activation
+            )
             if watch:
                 watch(f"block {layer}", residuals)
         norm = weights("ln_final.w"), weights("ln_final.b")
-        final = [_layer_norm(r, *norm, config.eps) for r in residuals]
+        final = [layer_norm(r, *norm, config.eps) for r in residuals]
         if watch:
             watch("final", final)
         if len(run) < len(every) and not all(bool(f.isfinite().all()) for f in final):
@@ -244,72 +278,3 @@ def _jittered(residual: Tensor, seed: int) -> Tensor:
     up = torch.rand(residual.shape, generator=generator) < 0.5
     toward = torch.where(up, math.inf, -math.inf).to(residual)
     return torch.nextafter(residual, toward)
-
-
-def _block(
-    weights: _Weights,
-    config: NeoConfig,
-    layer: int,
-    residuals: list[Tensor],
-    masks: Sequence[Tensor | None],
-    activation: Activation,
-) -> None:
-    """Block `layer`, applied to each probe's residual stream in place of it."""
-
-    def w(name: str) -> Tensor:
-        return weights(f"blocks.{layer}.{name}")
-
-    n, h, d = config.n_heads, config.d_head, config.d_model
-    window = config.window_size if config.attn_types[layer] == "local" else None
-    divisor = weights.divisor(layer)
-    norm = w("ln1.w"), w("ln1.b")
-    # [n, d, h] -> [d, n h]: one matrix product for all heads.
-    qkv = [(w(f"attn.W_{x}").permute(1, 0, 2).reshape(d, n * h), w(f"attn.b_{x}")) for x in "QKV"]
-    output, output_bias = w("attn.W_O").reshape(n * h, d), w("attn.b_O")
-    for index, residual in enumerate(residuals):
-        x = _layer_norm(residual, *norm, config.eps)
-        q, k, v = (
-            ((x @ matrix).view(*x.shape[:2], n, h) + bias).transpose(1, 2) for matrix, bias in qkv
-        )
-        mixed = _attend(q, k, v, masks[index], window, divisor)
-        residuals[index] = residual + (mixed.transpose(1, 2).flatten(2) @ output + output_bias)
-    del qkv, output
-    norm = w("ln2.w"), w("ln2.b")
-    w_in, b_in, w_out, b_out = w("mlp.W_in"), w("mlp.b_in"), w("mlp.W_out"), w("mlp.b_out")
-    for index, residual in enumerate(residuals):
-        x = _layer_norm(residual, *norm, config.eps)
-        residuals[index] = residual + (activation(x @ w_in + b_in) @ w_out + b_out)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, window: int | None, divisor: float | None
-) -> Tensor:
-    """softmax(q kᵀ / divisor) v over the keys that each query sees, some queries at a time.
-
-    q, k, v [batch, n, pos, h]; mask bool [batch, pos], False at padding.
-    """
-    import torch
-
-    length = q.shape[2]
-    position = torch.arange(length, device=q.device)
-    mixed = torch.empty_like(q)
-    for row in range(q.shape[0]):
-        for start in range(0, length, _QUERIES):
-            stop = min(start + _QUERIES, length)
-            first = 0 if window is None else max(0, start - window + 1)
-            ago = position[start:stop, None] - position[first:stop]
-            seen = ago >= 0 if window is None else (ago >= 0) & (ago < window)
-            if mask is not None:
-                # Padding sees itself: a row without a key would be NaN, and NaN times 0 is NaN.
-                seen = (seen & mask[row, first:stop]) | (ago == 0)
-            scores = q[row, :, start:stop] @ k[row, :, first:stop].transpose(-1, -2)
-            if divisor is not None:
-                scores = scores / divisor
-            weights = scores.masked_fill_(~seen, -math.inf).softmax(-1)
-            mixed[row, :, start:stop] = weights @ v[row, :, first:stop]
-    return mixed
-
-
-def _layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    x = x - x.mean(-1, keepdim=True)
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w + b

@@ -20,10 +20,11 @@ from converter.processing import STEPS, Rounding
 from converter.progress import Progress
 from converter.route import Expected, Route, Undoing
 from converter.verification.evidence import Evidence
+from converter.verification.exact import Truth
 from converter.verification.judge import Floor, pooled_floor, widest
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import AFFORDABLE, Probe, cost
-from converter.verification.program import MAX_TIMES, ULP, in_float64, part_of
+from converter.verification.program import MAX_TIMES, ULP, in_float64
 from converter.verification.reference import Forward, forward
 from converter.verification.standard import Standard, undoes_rounding
 from converter.verification.subjects import WEIGHTS
@@ -40,9 +41,9 @@ def examine_route(
     route: Route,
     subject: str,
     artifact: Checkpoint,
-    true: Forward,
+    true: Truth,
     standard: Standard,
-    expected: Forward,
+    expected: Truth,
     stored: Forward | None,
     *,
     same: bool,
@@ -135,9 +136,9 @@ class _Worst:
         return Evidence.measured(subject, "route", self.probe, self.error, self.ratio / limit, why)
 
 
-def _of_route(route: Route, true: Forward, floors: Sequence[Floor]) -> _Worst:
+def _of_route(route: Route, true: Truth, floors: Sequence[Floor]) -> _Worst:
     """The unrounded weights that a route makes, against the original."""
-    device = true.final[0].device
+    device = true.device
     made = forward(Expected(route, "F64"), true.probes, dtype=torch.float64, device=device)
     errors = [measure(true, i, [partial(made.at, i)])[0] for i in range(len(true.probes))]
     return _Worst.of(errors, floors, true.probes)
@@ -147,7 +148,7 @@ def _processed(
     route: Route,
     subject: str,
     made: str,
-    true: Forward,
+    true: Truth,
     standard: Standard,
     limit: float,
     seed: int,
@@ -159,8 +160,8 @@ def _processed(
     probe = true.probes[at]
     if probe.mask is None:
         probe = replace(probe, tokens=probe.tokens[:1, :_SHORT], prefill=None)
-    exact = part_of(true, {at: probe})
-    device = true.final[0].device
+    exact = true.part({at: probe})
+    device = true.device
     ran = forward(Expected(route, "F64"), [probe], dtype=torch.float64, device=device)
     errors = measure(exact, 0, [partial(ran.at, 0)])
     if isinstance(route, Undoing):
@@ -203,9 +204,9 @@ class Moved:
         return np.asarray(own + bound * rng.uniform(-1, 1, own.shape))
 
 
-def storage_floors(source: Checkpoint, true: Forward, seed: int) -> list[Floor]:
+def storage_floors(source: Checkpoint, true: Truth, seed: int) -> list[Floor]:
     """For each probe, what rounding to the source's own dtype does to its function."""
-    device = true.final[0].device
+    device = true.device
     total = sum(cost(source.config, p.tokens.size) for p in true.probes)
     runs = [
         forward(

@@ -11,7 +11,8 @@ import torch
 from converter.checkpoint import Checkpoint
 from converter.dtypes import CODES
 from converter.progress import Progress
-from converter.route import Expected, Route
+from converter.route import Route, Weights
+from converter.verification.exact import Truth
 from converter.verification.judge import Floor, pooled_floor
 from converter.verification.measuring import Errors, Rows, measure, measure_rows
 from converter.verification.probes import AFFORDABLE, Probe, cost
@@ -26,7 +27,7 @@ _FEW = 64
 class Standard:
     """What artifacts of certain dtypes are held to."""
 
-    reference: Forward
+    reference: Truth
     """float64, of the weights as these dtypes round them."""
     floors: Sequence[Floor]
     honest: Sequence[Errors]
@@ -38,7 +39,7 @@ class Standard:
 def standard_for(
     route: Route,
     artifact: Checkpoint,
-    true: Forward,
+    true: Truth,
     own: Sequence[Errors | None],
     noise: Sequence[Sequence[Errors]],
     seed: int,
@@ -50,29 +51,29 @@ def standard_for(
 
     `itself`: to its own stored weights, which have been judged.
     """
-    probes, device = true.probes, true.final[0].device
+    probes, device = true.probes, true.device
     rounded: Source | None = artifact if itself else rounding(route, artifact)
     reference = true
     costs: list[Errors | None] = [None] * len(probes)
     if rounded is not None:
         say("reference: float64, weights rounded")
-        reference = forward(rounded, probes, dtype=torch.float64, device=device).keeping()
-        pairs = (partial(reference.at, index) for index in range(len(probes)))
+        stored = forward(rounded, probes, dtype=torch.float64, device=device).keeping()
+        pairs = (partial(stored.at, index) for index in range(len(probes)))
         costs = [measure(true, index, [rows])[0] for index, rows in enumerate(pairs)]
         say("noise floor")
-        noise = noise_of(rounded, reference, seed)
+        reference, noise = stored, noise_of(rounded, stored, seed)
     draws = [[*([run] if run else []), *more] for run, more in zip(own, noise, strict=True)]
     floors = [pooled_floor(runs) for runs in draws]
     return Standard(reference, floors, [runs[0] for runs in draws], costs)
 
 
-def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
+def rounding(route: Route, artifact: Checkpoint) -> Weights | None:
     """The weights as the artifact's dtype rounds them; None where it is no coarser than the
     original's, so that all the rounding there is belongs to the judged error. Weights that are
     computed, not moved, are rounded by a 16-bit dtype even if it is the original's own."""
     original = route.source
     if undoes_rounding(route):
-        return Expected(route, {key: artifact.code(key) for key in artifact.slots})
+        return route.into(artifact)
 
     def rounds(key: str) -> bool:
         a, b = original.code(key), artifact.code(key)
@@ -81,7 +82,7 @@ def rounding(route: Route, artifact: Checkpoint) -> Expected | None:
 
     if not route.rescales and not any(rounds(key) for key in original.stored):
         return None
-    return Expected(route, {key: artifact.code(key) for key in artifact.slots})
+    return route.into(artifact)
 
 
 def undoes_rounding(route: Route) -> bool:
@@ -104,7 +105,7 @@ def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]
     with exact_float32():
         jittered = forward(
             source, [probes[i] for i, _ in many], dtype=torch.float32,
-            device=reference.final[0].device, jitter=[seed * 1000 + draw for _, draw in many],
+            device=reference.device, jitter=[seed * 1000 + draw for _, draw in many],
         )  # fmt: skip
         for index in sorted(range(len(probes)), key=lambda i: whole[i] != i):
             copies = [place for place, (i, _) in enumerate(many) if i == index]

@@ -9,10 +9,9 @@ import numpy as np
 
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf
-from converter.dtypes import same_bits
 from converter.errors import NotRepresentable, TensorMismatch
 from converter.progress import Progress, silent
-from converter.route import Expected, Route
+from converter.route import Route
 
 SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab")
 
@@ -100,7 +99,7 @@ def compare_weights(
     """
     original = route.source
     require_same_sizes(original, artifact)
-    made = Expected(route, {key: artifact.code(key) for key in artifact.slots})
+    made = route.into(artifact)
     mismatches = []
     compared = done = 0
     total = sum(stored.nbytes for stored in artifact.stored.values())
@@ -116,10 +115,8 @@ def compare_weights(
         done += artifact.stored[key].nbytes if key in artifact.stored else 0
         progress(f"weights: {key}", done, total)
         found = artifact.tensor(key)
-        expected = made.tensor(key)
         # A tensor left out as neutral stands for a value, and has no bits of its own.
-        bitwise = key in artifact.stored or key == HEAD
-        if not (same_bits(expected, found) if bitwise else np.array_equal(expected, found)):
+        if not made.is_(key, found, bitwise=key in artifact.stored or key == HEAD):
             mismatches.append(Mismatch(slot.place, key, slot.name or key))
     config = config_differences(route.target_config, artifact.config)
     if not mismatches and route.target_config.folded != artifact.config.folded:
