@@ -8,6 +8,18 @@ from typing import Any
 
 from converter.errors import UsageError
 
+STEPS = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
+"""Processing, in the order in which TransformerLens's `process_weights` carries it out. Each name
+is that of a module of `converter.processing`, which holds all that is known of the step."""
+DEFAULT_STEPS = STEPS[:4]
+"""What TransformerLens's `from_pretrained` does."""
+
 
 def one_of(value: Any, choices: Collection[str], option: str) -> None:
     """

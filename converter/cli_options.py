@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from converter.choices import DEFAULT_STEPS, STEPS
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -51,9 +53,9 @@ def processing(default: str) -> Callable[[Command], Command]:
             default=default,
             show_default=True,
             metavar="none|default|all|STEP,…",
-            help="TransformerLens's processing: fold_ln, center_writing_weights, center_unembed,"
-            " fold_value_biases (these four are default, what from_pretrained does),"
-            " refactor_factored_attn_matrices.",
+            help=f"TransformerLens's processing: {', '.join(DEFAULT_STEPS)}"
+            " (these are default, what from_pretrained does),"
+            f" {', '.join(name for name in STEPS if name not in DEFAULT_STEPS)}.",
         ),
         click.option(
             "--ledger",

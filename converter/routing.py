@@ -22,8 +22,6 @@ from converter.route import Functional, Processing, Route, Tensors, Undoing, gro
 
 Reverse = Literal["auto", "exact", "functional"]
 REVERSES: tuple[Reverse, ...] = ("auto", "exact", "functional")
-_HEAD_READERS = {"fold_ln", "center_writing_weights", "center_unembed"}
-"""Steps that change the embedding or the head, so that they are one matrix no longer."""
 
 
 def recorded_steps(source: Checkpoint) -> tuple[str, ...]:
@@ -80,7 +78,7 @@ def processing(source: Checkpoint, steps: Sequence[Step], layout: Layout) -> Rou
     return Processing(
         source,
         folded=layout != "hf" and (source.config.folded or "fold_ln" in touched | done),
-        tied=source.tied and not touched & _HEAD_READERS,
+        tied=source.tied and not any(step.touches({EMBEDDING, HEAD}) for step in wanted),
         steps=tuple(s.name for s in in_order({*touched, *done, *recorded_steps(source)})),
         remarks=remarks,
         pipeline=(*wanted, *carry),

@@ -28,22 +28,15 @@ from converter.explaining.place import Place, locate
 from converter.explaining.unit import Pair, load, unpack
 from converter.layout import Unit
 from converter.opening import Given, opened
-from converter.processing import STEPS
+from converter.processing import STEPS, in_order
 from converter.processing.fold_ln import NORMS
+from converter.processing.steps import BY_NAME
 from converter.progress import Progress, silent
 from converter.verification.weights import SIZES, config_differences
 
 ORDER = tuple(step.name for step in STEPS)
 _CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
 """Where biases that HF lacks live."""
-_SILENCE = {
-    "fold_ln": "every LayerNorm has gain one and bias zero already",
-    "center_writing_weights": "what is written to the residual stream is centred already",
-    "center_unembed": "the unembedding is centred already",
-    "fold_value_biases": "the value biases are zero, so folding them changes nothing",
-    "refactor_factored_attn_matrices": "the heads are in the basis of their singular vectors already",
-}
-_BY_REFACTORING = "refactor_factored_attn_matrices folds the value biases itself"
 _UNTOLD = "too little agrees to tell"
 
 
@@ -193,8 +186,8 @@ def _verdict(
         if decided[step] is Mark.SPOILT:
             silence[step] = _UNTOLD
         elif decided[step] is Mark.SILENT:
-            by_other = step == "fold_value_biases" and ORDER[-1] in steps
-            silence[step] = _BY_REFACTORING if by_other else _SILENCE[step]
+            by = [s.name for s in in_order(steps) if BY_NAME[step] in s.includes]
+            silence[step] = f"{by[0]} does it as well" if by else BY_NAME[step].silence
     return Explanation(
         original=original.source.given,
         converted=converted.source.given,

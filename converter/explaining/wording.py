@@ -7,22 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.dtypes import NAMES
+from converter.processing.steps import BY_NAME
 from converter.wording import runs
 
 if TYPE_CHECKING:
     from converter.explaining.explanation import Explanation, TensorFact
 
 LAYOUT = {"hf": "Hugging Face", "hooked": "HookedTransformer", "bridge": "TransformerBridge"}
-WHAT = {
-    "fold_ln": "the LayerNorms' gains and biases moved into the weights that read them",
-    "center_writing_weights": "weights that write to the residual stream lost their mean,"
-    " which no LayerNorm sees",
-    "center_unembed": "the logits' mean over the vocabulary went; raw logits shift by one number"
-    " at each position, log-probabilities do not",
-    "fold_value_biases": "value biases moved into the output bias",
-    "refactor_factored_attn_matrices": "each head's factors changed basis;"
-    " W_Q·W_Kᵀ and W_V·W_O did not",
-}
 
 
 def line(fact: TensorFact) -> str:
@@ -115,7 +106,7 @@ def collapsed(facts: Sequence[TensorFact]) -> list[TensorFact]:
 def headline(found: Explanation) -> list[str]:
     """The answer to "why do these weights differ?", sentence by sentence."""
     said = [_verdict(found)]
-    said += [f"{step}: {WHAT[step]}." for step in found.steps]
+    said += [f"{step}: {BY_NAME[step].sentence}." for step in found.steps]
     if found.carried:
         said.append(
             f"The {found.carried} checkpoint keeps its folded biases in ln_1 and ln_f (gain 1, bias constant),"

@@ -14,6 +14,7 @@ c = 1 is best in float32. Folding the result gives the folded weights back.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from converter.processing.portable import mean, total
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Part,
     Record,
     RecordShapes,
     Rounding,
@@ -34,7 +36,6 @@ from converter.processing.step import (
     State,
     Step,
     Unit,
-    agreed,
     in_float64,
 )
 
@@ -61,6 +62,10 @@ class Carry(Step):
 
     c: float = 1.0
     name = "carry"
+    sentence = "biases that GPT-Neo has no tensor for are carried by the LayerNorms"
+    silence = "there are no such biases"
+    parts = tuple(part for part in FoldLn.parts if part.changes[0].removesuffix(".w") in CARRIERS)
+    includes = (_FOLD,)
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         result: dict[str, Array] = dict(unit)
@@ -101,20 +106,20 @@ class Carry(Step):
                 names = frozenset().union(*(_FOLD.reads(each, as_folded) for each in names))
         return names
 
-    def state(self, unit: Unit, rounding: Rounding) -> State | None:
+    def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
         """Applied: gain one, the same non-zero bias on every channel, and no bias left over."""
-        states = []
-        for norm in CARRIERS:
-            if f"{norm}.w" not in unit:
-                continue
-            gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
-            if homeless(unit):
-                states.append(State.NOT_APPLIED)
-            elif bool((gain == 1).all() and bias[0] != 0 and (bias == bias[0]).all()):
-                states.append(State.APPLIED)
-            else:
-                states.append(State.NOTHING_TO_DO)
-        return agreed(states)
+        if homeless(unit):
+            return State.NOT_APPLIED
+        gain, bias = (unit[name] for name in part.empties)
+        carries = bool((gain == 1).all() and bias[0] != 0 and (bias == bias[0]).all())
+        return State.APPLIED if carries else State.NOTHING_TO_DO
+
+    def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
+        gain, bias = (unit[name] for name in part.empties)
+        usual = np.median(bias)
+        if usual == 0 or homeless(unit) or ((gain == 1) & (bias == usual)).mean() <= 0.5:
+            return math.inf
+        return 0.0
 
 
 def _uncarried(unit: Unit, record: Record) -> dict[str, Array]:

@@ -9,4 +9,12 @@ from converter.processing.centring import Centring
 
 class CenterUnembed(Centring):
     name = "center_unembed"
+    sentence = (
+        "the logits' mean over the vocabulary went; raw logits shift by one number"
+        " at each position, log-probabilities do not"
+    )
+    silence = "the unembedding is centred already"
     tensors = ("unembed.W_U", "unembed.b_U")
+
+
+STEP = CenterUnembed()

@@ -9,6 +9,8 @@ from converter.processing.centring import Centring
 
 class CenterWritingWeights(Centring):
     name = "center_writing_weights"
+    sentence = "weights that write to the residual stream lost their mean, which no LayerNorm sees"
+    silence = "what is written to the residual stream is centred already"
     tensors = (
         "embed.W_E",
         "pos_embed.W_pos",
@@ -17,3 +19,6 @@ class CenterWritingWeights(Centring):
         "mlp.W_out",
         "mlp.b_out",
     )
+
+
+STEP = CenterWritingWeights()

@@ -10,6 +10,7 @@ from converter.processing.portable import mean
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Part,
     Record,
     RecordShapes,
     Rounding,
@@ -17,8 +18,8 @@ from converter.processing.step import (
     State,
     Step,
     Unit,
-    agreed,
     centred,
+    off_centre,
 )
 
 
@@ -26,6 +27,9 @@ class Centring(Step):
     """T ← T − mean(T) over the last axis, for each of `tensors`. The record holds the means."""
 
     tensors: tuple[str, ...]
+
+    def __init_subclass__(cls) -> None:
+        cls.parts = tuple(Part((name,)) for name in cls.tensors)
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         record = {name: mean(unit[name], -1) for name in self.tensors if name in unit}
@@ -42,12 +46,11 @@ class Centring(Step):
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
         return {name: shapes[name][:-1] for name in self.tensors if name in shapes}
 
-    def state(self, unit: Unit, rounding: Rounding) -> State | None:
-        states = []
-        for name in self.tensors:
-            if name in unit and not unit[name].any():
-                states.append(State.NOTHING_TO_DO)
-            elif name in unit:
-                done = centred(unit[name], -1, rounding)
-                states.append(State.APPLIED if done else State.NOT_APPLIED)
-        return agreed(states)
+    def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
+        (name,) = part.changes
+        if not unit[name].any():
+            return State.NOTHING_TO_DO
+        return State.APPLIED if centred(unit[name], -1, rounding) else State.NOT_APPLIED
+
+    def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
+        return off_centre(unit[part.changes[0]], -1)

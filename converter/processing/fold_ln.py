@@ -20,6 +20,7 @@ becomes infinite in the one cast at the end, and is the caller's to refuse.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from converter.processing.step import (
     FLOAT32,
     Array,
     Index,
+    Part,
     Record,
     RecordShapes,
     Rounding,
@@ -39,8 +41,8 @@ from converter.processing.step import (
     State,
     Step,
     Unit,
-    agreed,
     centred,
+    off_centre,
 )
 
 NORMS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -121,6 +123,12 @@ def _lost(folded: Array, rows: Array, means: Array, gain: Array) -> NDArray[np.i
 
 class FoldLn(Step):
     name = "fold_ln"
+    sentence = "the LayerNorms' gains and biases moved into the weights that read them"
+    silence = "every LayerNorm has gain one and bias zero already"
+    parts = tuple(
+        Part((f"{norm}.w", f"{norm}.b", *sum(readers, ())), empties=(f"{norm}.w", f"{norm}.b"))
+        for norm, readers in NORMS.items()
+    )
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         result: dict[str, Array] = dict(unit)
@@ -183,16 +191,22 @@ class FoldLn(Step):
                 expected[f"{w}.kept"] = (*heads, count, columns)
         return expected
 
-    def state(self, unit: Unit, rounding: Rounding) -> State | None:
-        states = []
-        for norm, readers in NORMS.items():
-            if f"{norm}.w" not in unit:
-                continue
-            done = identity(unit, norm) and all(
-                centred(unit[w], -2, rounding) for w, _ in readers if w in unit
-            )
-            states.append(State.APPLIED if done else State.NOT_APPLIED)
-        return agreed(states)
+    def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
+        norm = part.changes[0].removesuffix(".w")
+        done = identity(unit, norm) and all(
+            centred(unit[w], -2, rounding) for w, _ in NORMS[norm] if w in unit
+        )
+        return State.APPLIED if done else State.NOT_APPLIED
+
+    def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
+        gain, bias = part.empties
+        if ((unit[gain] == 1) & (unit[bias] == 0)).mean() <= 0.5:
+            return math.inf
+        readers = NORMS[gain.removesuffix(".w")]
+        return max(off_centre(unit[w], -2) for w, _ in readers if w in unit)
+
+
+STEP = FoldLn()
 
 
 def _unmoved(b: Array, folded: Array, given: Array, own: Array, bias: Array) -> Array:

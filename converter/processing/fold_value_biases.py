@@ -18,6 +18,7 @@ from converter.processing.portable import total
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Part,
     Record,
     RecordShapes,
     Rounding,
@@ -34,6 +35,9 @@ class FoldValueBiases(Step):
     """The record holds b_V; it is empty where b_V is zero."""
 
     name = "fold_value_biases"
+    sentence = "value biases moved into the output bias"
+    silence = "the value biases are zero, so folding them changes nothing"
+    parts = (Part((B_V, B_O), empties=(B_V,), reads=(W_O,)),)
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         if B_V not in unit or not unit[B_V].any():
@@ -59,11 +63,15 @@ class FoldValueBiases(Step):
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
         return {B_V: shapes[B_V]} if B_V in shapes else {}
 
-    def state(self, unit: Unit, rounding: Rounding) -> State | None:
+    def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
         """Zero value biases are the rule in GPT-Neo, so they prove nothing."""
-        if B_V not in unit:
-            return None
         return State.NOT_APPLIED if unit[B_V].any() else State.NOTHING_TO_DO
+
+    def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
+        return float(np.count_nonzero(unit[B_V]) / unit[B_V].size)
+
+
+STEP = FoldValueBiases()
 
 
 def _moved(b_v: Array, w_o: Array) -> Array:

@@ -21,21 +21,30 @@ P and R are completed to h rows with PRᵀ = 1, and nothing is added.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from converter.errors import BadInput
 from converter.piecewise import whole
-from converter.processing.fold_value_biases import B_V, W_O, FoldValueBiases
+from converter.processing.fold_value_biases import B_O, B_V, W_O, FoldValueBiases
+from converter.processing.heads import (
+    DEAD,
+    factor,
+    norms,
+    ordered_matmul,
+    right_angles,
+)
 from converter.processing.portable import matmul, qr, svd
 from converter.processing.step import (
     FLOAT32,
     Array,
     Index,
+    Part,
+    Product,
     Record,
     RecordShapes,
     Rounding,
@@ -46,30 +55,28 @@ from converter.processing.step import (
 )
 
 W_Q, W_K, W_V, B_Q, B_K = "attn.W_Q", "attn.W_K", "attn.W_V", "attn.b_Q", "attn.b_K"
-_DEAD = 1e-9
-"""Singular values below this part of the largest are rank lost: P would be rounding over zero."""
+_FLOAT32_SVD = 1e-5
+"""TransformerLens's is, and leaves its vectors so far from right angles."""
+_NEGLIGIBLE = 1e-4
+"""A singular vector with so small a part of the largest singular value is rounding's to choose."""
 _FOLD = FoldValueBiases()
 _FACTORS = (W_Q, W_K, W_V, W_O)
 _NONE = np.zeros(0, np.int32)
-_AT_A_TIME = 2**20
-"""Elements of a factor: heads that are decomposed together, so that they stay in cache."""
+
+
+_QK = Product("W_Q·W_Kᵀ", (W_Q, B_Q), (W_K, B_K))
+_OV = Product("W_V·W_O", (W_V, B_V), (W_O,), turned=True)
 
 
 class _Pair(NamedTuple):
-    """Two factors of which only the product is defined, and where heads of low rank are kept."""
+    """Two factors, and where heads of low rank are kept."""
 
     left: str
     right: str
+    product: Product
     heads: str
     names: tuple[str, ...]
     """The tensors that a head's gauge concerns."""
-
-    def rows(self, unit: Unit, name: str) -> Array:
-        """A factor [n, a, h], its bias as a further row."""
-        if name == W_O:
-            return unit[W_O].swapaxes(1, 2)
-        bias = {W_Q: B_Q, W_K: B_K, W_V: B_V}[name]
-        return np.concatenate([unit[name], unit[bias][:, None]], axis=1)
 
     def right_of(self, gauge: Mapping[str, Array]) -> Array:
         """R for each head [n, h, h]. The record has W_O's transposed, as it is multiplied."""
@@ -77,48 +84,26 @@ class _Pair(NamedTuple):
 
 
 _PAIRS = (
-    _Pair(W_Q, W_K, "qk.heads", (W_Q, B_Q, W_K, B_K)),
-    _Pair(W_V, W_O, "ov.heads", (W_V, W_O)),
+    _Pair(W_Q, W_K, _QK, "qk.heads", (W_Q, B_Q, W_K, B_K)),
+    _Pair(W_V, W_O, _OV, "ov.heads", (W_V, W_O)),
 )
-
-
-def ordered_matmul(left: Array, right: Array) -> Array:
-    """left [n, a, k] · right [n, k, b], summed over k in order.
-
-    BLAS sums in an order of its own on every machine; this gives the same bits on all of them.
-    """
-    result = np.empty((*left.shape[:2], right.shape[2]))
-    for out, a, b in zip(result, left, right, strict=True):
-        out[:] = 0
-        term = np.empty_like(out)
-        for k in range(a.shape[1]):
-            np.multiply(a[:, k, None], b[k], out=term)
-            out += term
-    return result
-
-
-def _factor(left: Array, right: Array) -> tuple[Array, ...]:
-    """left [n,a,h] · rightᵀ [n,h,b] = U S Vᵀ -> U, S, V, and the gauges XᵀT, ZᵀY."""
-    count = min(len(left), -(-left.size // _AT_A_TIME))
-    heads = zip(np.array_split(left, count), np.array_split(right, count), strict=True)
-    # On matrices this small, BLAS threads wait for one another: 20 s for 0.04 s on a busy machine.
-    with threadpool_limits(1, user_api="blas"):
-        parts = [_factor_some(*some) for some in heads]
-    return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
-
-
-def _factor_some(left: Array, right: Array) -> tuple[Array, Array, Array, Array, Array]:
-    a, t = qr(left)
-    b, y = qr(right)
-    x, s, zt = svd(matmul(t, y.swapaxes(1, 2)))
-    z, xt = zt.swapaxes(1, 2), x.swapaxes(1, 2)
-    return a.times(x), s, b.times(z), matmul(xt, t), matmul(zt, y)
 
 
 class RefactorFactoredAttnMatrices(Step):
     """The record holds the gauge of each factor [n, h, h], and b_V where it was folded."""
 
     name = "refactor_factored_attn_matrices"
+    sentence = "each head's factors changed basis; W_Q·W_Kᵀ and W_V·W_O did not"
+    silence = "the heads are in the basis of their singular vectors already"
+    parts = (
+        Part(
+            (W_Q, B_Q, W_K, B_K, W_V, W_O, B_V, B_O),
+            empties=(B_V,),
+            products=(_QK, _OV),
+        ),
+    )
+    includes = (_FOLD,)
+    decomposes = True
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         if W_Q not in unit:
@@ -134,9 +119,8 @@ class RefactorFactoredAttnMatrices(Step):
         result, folded = _FOLD.apply(unit)
         record: dict[str, NDArray[Any]] = dict(folded)
 
-        q = np.concatenate([unit[W_Q], unit[B_Q][:, None]], axis=1)
-        k = np.concatenate([unit[W_K], unit[B_K][:, None]], axis=1)
-        u, s, v, p, r = _factor(q, k)
+        q, k = _QK.factors(unit)
+        u, s, v, p, r = factor(q, k)
         live, root = _live(s), np.sqrt(s)[:, None]
         inverse = np.divide(1, root[:, 0], out=np.zeros_like(s), where=live)[..., None]
         new_q, new_k, p, r = u * root, v * root, inverse * p, inverse * r
@@ -149,7 +133,7 @@ class RefactorFactoredAttnMatrices(Step):
             record |= {f"{W_Q}.kept": rest_q[:, :-1], f"{B_Q}.kept": rest_q[:, -1]}
             record |= {f"{W_K}.kept": rest_k[:, :-1], f"{B_K}.kept": rest_k[:, -1]}
 
-        u, s, v, p, r = _factor(unit[W_V], unit[W_O].swapaxes(1, 2))
+        u, s, v, p, r = factor(unit[W_V], unit[W_O].swapaxes(1, 2))
         live = _live(s)
         new_v, new_o = u * s[:, None], np.ascontiguousarray(v.swapaxes(1, 2))
         p = np.divide(1, s, out=np.zeros_like(s), where=live)[..., None] * p
@@ -178,8 +162,8 @@ class RefactorFactoredAttnMatrices(Step):
                 gauge = _replaced(gauge, pair, head, *completed)
         for name in (W_Q, W_K, W_V):
             result[name] = ordered_matmul(unit[name], gauge[name])
-        for name, factor in ((B_Q, W_Q), (B_K, W_K)):
-            result[name] = ordered_matmul(unit[name][:, None], gauge[factor])[:, 0]
+        for name, of in ((B_Q, W_Q), (B_K, W_K)):
+            result[name] = ordered_matmul(unit[name][:, None], gauge[of])[:, 0]
         # A value bias that was given after processing is a row of W_V, too.
         result[B_V] = ordered_matmul(unit[B_V][:, None], gauge[W_V])[:, 0]
         result[W_O] = ordered_matmul(gauge[W_O], unit[W_O])
@@ -193,7 +177,7 @@ class RefactorFactoredAttnMatrices(Step):
         unit = whole(unit, _FACTORS)
         for pair in _PAIRS if W_Q in record else ():
             if _revived(unit, record, pair).size:
-                names |= {*pair.names, *((B_V, "attn.b_O") if W_V in pair.names else ())}
+                names |= {*pair.names, *((B_V, B_O) if W_V in pair.names else ())}
         return frozenset(names)
 
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
@@ -211,25 +195,40 @@ class RefactorFactoredAttnMatrices(Step):
     def reads(self, name: str, record: Record) -> frozenset[str]:
         return _FOLD.reads(name, record)
 
-    def state(self, unit: Unit, rounding: Rounding) -> State | None:
-        if W_Q not in unit:
-            return None
+    def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
         unit = whole(unit, _FACTORS)
         if not any(unit[name].any() for name in _FACTORS):
             return State.NOTHING_TO_DO
-        slack = 4 * rounding.relative + 1e-5  # TransformerLens's SVD is in float32
-        q = np.concatenate([unit[W_Q], unit[B_Q][:, None]], axis=1)
-        k = np.concatenate([unit[W_K], unit[B_K][:, None]], axis=1)
-        q_norm, k_norm, o_norm = _norms(q), _norms(k), _norms(unit[W_O].swapaxes(1, 2))
+        slack = 4 * rounding.relative + _FLOAT32_SVD
+        (q, k), (_, o) = _QK.factors(unit), _OV.factors(unit)
+        q_norm, k_norm, o_norm = norms(q), norms(k), norms(o)
         done = (
             not unit[B_V].any()
             and bool((np.abs(q_norm - k_norm) <= slack * (q_norm + rounding.absolute)).all())
             and bool((np.abs(o_norm - 1) <= slack).all())
             and all(
-                _orthogonal(m, slack, rounding) for m in (q, k, unit[W_V], unit[W_O].swapaxes(1, 2))
+                right_angles(
+                    m, slack, DEAD**0.5, rounding.absolute * m.shape[1] ** 0.5 / slack
+                ).all()
+                for m in (q, k, unit[W_V], o)
             )
         )
         return State.APPLIED if done else State.NOT_APPLIED
+
+    def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
+        """0 where two of three signs are there in most heads, so that one edited weight hides
+        nothing: of queries and keys, of values, of the output."""
+        slack = 4 * rounding.relative + _FLOAT32_SVD
+        (q, k), (_, o) = _QK.factors(unit), _OV.factors(unit)
+        lengths = norms(q)
+        even = (np.abs(lengths - norms(k)).max(1) <= slack * lengths.max(1)) & lengths.any(1)
+        units = np.abs(norms(o) - 1).max(1) <= slack
+        square = [right_angles(m, slack, _NEGLIGIBLE) for m in (q, k, unit[W_V], o)]
+        signs = even & square[0] & square[1], square[2] & unit[W_V].any((1, 2)), units & square[3]
+        return 0.0 if sum(bool(sign.mean() > 0.5) for sign in signs) >= 2 else math.inf
+
+
+STEP = RefactorFactoredAttnMatrices()
 
 
 def _revived(unit: Unit, record: Record, pair: _Pair) -> NDArray[np.int32]:
@@ -239,12 +238,11 @@ def _revived(unit: Unit, record: Record, pair: _Pair) -> NDArray[np.int32]:
         return _NONE
     live = record[pair.left][heads].any(2)
     with np.errstate(over="ignore", invalid="ignore"):
-        product = _norms(pair.rows(unit, pair.left)[heads]) * _norms(
-            pair.rows(unit, pair.right)[heads]
-        )
+        left, right = pair.product.factors(unit)
+        product = norms(left[heads]) * norms(right[heads])
         lost = np.where(live, 0, product).max(1)
-        # What was lost had at most _DEAD of the largest product; storage rounds that a little.
-        edited: NDArray[np.int32] = heads[lost > 2 * _DEAD * np.where(live, product, 0).max(1)]
+        # What was lost had at most DEAD of the largest product; storage rounds that a little.
+        edited: NDArray[np.int32] = heads[lost > 2 * DEAD * np.where(live, product, 0).max(1)]
         return edited
 
 
@@ -284,22 +282,5 @@ def _replaced(
 
 
 def _live(s: Array) -> NDArray[np.bool_]:
-    result: NDArray[np.bool_] = (s > _DEAD * s[:, :1]) & (s > 0)
+    result: NDArray[np.bool_] = (s > DEAD * s[:, :1]) & (s > 0)
     return result
-
-
-def _norms(columns: Array) -> Array:
-    result: Array = np.linalg.norm(columns, axis=1)
-    return result
-
-
-def _orthogonal(columns: Array, slack: float, rounding: Rounding) -> bool:
-    """Whether the columns of each head [n, a, h] are at right angles, negligible ones aside."""
-    norms = _norms(columns)
-    floor = rounding.absolute * columns.shape[1] ** 0.5 / slack
-    live = norms > np.maximum(_DEAD**0.5 * norms.max(1, keepdims=True), floor)
-    unit = np.divide(columns, norms[:, None], out=np.zeros_like(columns), where=live[:, None])
-    with threadpool_limits(1, user_api="blas"):
-        gram = unit.swapaxes(1, 2) @ unit
-    gram[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] = 0
-    return bool((np.abs(gram) <= slack).all())

@@ -8,10 +8,10 @@ Every step of TransformerLens stays within a unit. Nothing is cast here: the cal
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -49,6 +49,48 @@ class State(Enum):
     """Applying the step would change nothing, and no trace tells whether it was applied."""
 
 
+class Product(NamedTuple):
+    """Two factors for each head, of which a step leaves left · rightᵀ as it is and nothing else."""
+
+    name: str
+    left: tuple[str, ...]
+    """A weight [n, a, h], and its bias as a further row."""
+    right: tuple[str, ...]
+    """The same [n, b, h]; a weight that is stored [n, h, b] stands alone, and `turned` is set."""
+    turned: bool = False
+
+    def factors(self, unit: Unit) -> tuple[Array, Array]:
+        """left and right, the rows of biases below those of weights."""
+        left, right = ([unit[name] for name in side] for side in (self.left, self.right))
+        if self.turned:
+            right = [right[0].swapaxes(1, 2)]
+        return _stacked(left), _stacked(right)
+
+
+def _stacked(weights: list[Array]) -> Array:
+    rows = [w if w.ndim == 3 else w[:, None] for w in weights]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tensors of a unit on which a step acts at once, whatever becomes of the others."""
+
+    changes: tuple[str, ...]
+    """Their names. A unit has the part if it has the first of them; it may lack others."""
+    empties: tuple[str, ...] = ()
+    """Those of them that become ones or zeros: what they did is done by the others."""
+    reads: tuple[str, ...] = ()
+    """Tensors that the step takes account of, and leaves as they are."""
+    products: tuple[Product, ...] = ()
+    """The part's *gauge*: of the weights here the step leaves these as they are. Without any, the
+    step is a projection: units have one function, as far as it goes, if it makes them equal."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.changes + self.reads
+
+
 @dataclass(frozen=True)
 class Rounding:
     """How far storage may have moved a weight: |stored − true| <= relative·|true| + absolute."""
@@ -79,9 +121,21 @@ class Step(ABC):
     Both are *portable* (`converter.processing.portable`): the same bits on every machine, so that
     digests mean something. An exact ledger stores the difference from what `undo` gives for a
     matrix: no later version may give other bits for the records of an earlier one.
+
+    A step is a module of this package, with the name that `converter.choices.STEPS` lists; its
+    instance is `STEP`.
     """
 
     name: str
+    sentence: str
+    """What it does, for people: "biases moved"."""
+    silence: str
+    """When it leaves no trace: "the biases are zero already"."""
+    parts: tuple[Part, ...]
+    includes: tuple[Step, ...] = ()
+    """Steps that it carries out as well."""
+    decomposes = False
+    """It takes singular vectors: in TransformerLens's float32, with errors of the whole's size."""
 
     @abstractmethod
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]: ...
@@ -106,8 +160,26 @@ class Step(ABC):
         are as long as the record's own."""
 
     @abstractmethod
+    def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
+        """Whether a part's weights are as the step leaves them: all of them, any doubt means no."""
+
+    @abstractmethod
+    def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
+        """How far most of a part is from what the step leaves, however few weights are far from it:
+        0 where it was applied, infinite where it was not, whatever else happened. A ratio, to be
+        compared with that of another unit. `unit` holds plain arrays."""
+
+    def parts_of(self, unit: Collection[str]) -> list[Part]:
+        """The parts that a unit of these tensors has."""
+        return [part for part in self.parts if part.changes[0] in unit]
+
+    def touches(self, names: Collection[str]) -> bool:
+        """Whether the step changes any of these tensors."""
+        return any(name in names for part in self.parts for name in part.changes)
+
     def state(self, unit: Unit, rounding: Rounding) -> State | None:
         """What the weights tell; None where the step has no business with this unit."""
+        return agreed([self.shows(part, unit, rounding) for part in self.parts_of(unit)])
 
 
 def is_vector(name: str) -> bool:
@@ -128,6 +200,13 @@ def centred(array: Array, axis: int, rounding: Rounding) -> bool:
         return bool((np.abs(part.mean(axis)) <= bound).all())
 
     return all(done for _, done in along(array, axis, work))
+
+
+def off_centre(array: Array, axis: int) -> float:
+    """How large means over an axis are beside what they are means of: a typical one."""
+    size = np.abs(array).mean(axis)
+    ratio = np.divide(np.abs(array.mean(axis)), size, out=np.zeros_like(size), where=size > 0)
+    return float(np.median(ratio))
 
 
 def agreed(states: list[State]) -> State | None:

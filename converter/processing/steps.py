@@ -1,33 +1,29 @@
-"""The five steps in TransformerLens's order, and choosing among them."""
+"""The steps in TransformerLens's order, and choosing among them.
+
+`converter.choices.STEPS` names them; each is the module of this package with that name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from typing import Any
 
 from numpy.typing import NDArray
 
+from converter import choices
 from converter.choices import of_kind
 from converter.errors import UsageError
-from converter.processing.center_unembed import CenterUnembed
-from converter.processing.center_writing_weights import CenterWritingWeights
-from converter.processing.fold_ln import FoldLn
-from converter.processing.fold_value_biases import FoldValueBiases
-from converter.processing.refactor_factored_attn_matrices import RefactorFactoredAttnMatrices
 from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
 
-STEPS: tuple[Step, ...] = (
-    FoldLn(),
-    CenterWritingWeights(),
-    CenterUnembed(),
-    FoldValueBiases(),
-    RefactorFactoredAttnMatrices(),
+STEPS: tuple[Step, ...] = tuple(
+    import_module(f"converter.processing.{name}").STEP for name in choices.STEPS
 )
 """In the order in which `ProcessWeights.process_weights` applies them."""
-DEFAULT = STEPS[:4]
-"""What TransformerLens's `from_pretrained` does."""
 BY_NAME = {step.name: step for step in STEPS}
+DEFAULT = tuple(BY_NAME[name] for name in choices.DEFAULT_STEPS)
+"""What TransformerLens's `from_pretrained` does."""
 _WORDS: dict[str, tuple[Step, ...]] = {"none": (), "default": DEFAULT, "all": STEPS}
 
 

@@ -10,8 +10,11 @@ import json
 from importlib.resources import files
 from typing import Any
 
+from converter.choices import STEPS
+
 
 def load() -> dict[str, Any]:
     """The schema, JSON Schema draft 2020-12; it refers to nothing outside itself."""
     schema: dict[str, Any] = json.loads((files(__package__) / "v1.json").read_text("utf-8"))
+    schema["$defs"]["step"]["enum"] = list(STEPS)
     return schema

@@ -16,7 +16,7 @@ import torch
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.dtypes import CODES
-from converter.processing import STEPS, Rounding
+from converter.processing import Rounding, in_order
 from converter.progress import Progress
 from converter.route import Expected, Route, Undoing
 from converter.verification.evidence import Evidence
@@ -69,7 +69,8 @@ def examine_route(
     made = f"{of}Before rounding, the weights made compute another function"
     if explained is not None:
         say("what storing the artifact costs")
-        decomposed = STEPS[-1].name in explained and CODES[artifact.dtype].itemsize >= 4
+        decomposed = any(step.decomposes for step in in_order(explained))
+        decomposed = decomposed and CODES[artifact.dtype].itemsize >= 4
         floors = storage_floors(artifact, standard.reference, seed)
         errors = [cost or _NOTHING for cost in standard.costs]
         worst = _Worst.of(errors, floors, true.probes)
