@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.explaining.operand import Operand, parts, total
+from converter.explaining.operand import Operand, parts
 from converter.processing.step import FLOAT32, Array, Rounding
 
 NOISE = 4.0
@@ -92,6 +92,12 @@ def weigh(left: Operand, right: Operand) -> tuple[float, float]:
     return float(right.moved or left.unpacked), float(left.moved or right.unpacked)
 
 
+def noise(x: Operand) -> float:
+    """The tolerance of something that was rounded to storage after float32 arithmetic, for each
+    magnitude."""
+    return x.rounding.relative + NOISE * FLOAT32.relative
+
+
 @dataclass
 class Comparer:
     """Compares, and remembers having met steps that were computed in the storage dtype."""
@@ -137,10 +143,10 @@ def _with_floor(x: Operand) -> Operand:
     Means and sums of products were larger than what is left of them: for a matrix, as large as
     its rows and columns; for a bias, a sum over d_model, by about the square root of its size.
     """
-    last = total(x, -1, lambda m, _: m) / x.value.shape[-1]
+    last = x.total(-1) / x.value.shape[-1]
     if x.value.ndim == 1:
         return replace(x, floors=(*x.floors, last * np.sqrt(x.value.size)))
-    before = total(x, -2, lambda m, _: m) / x.value.shape[-2]
+    before = x.total(-2) / x.value.shape[-2]
     return replace(x, floors=(*x.floors, 2 * last, 2 * before))
 
 

@@ -1,9 +1,8 @@
 """Which steps separate two checkpoints: unit by unit, tensor by tensor, then a vote.
 
-Nothing but weights (and the architecture, from the configs) is looked at. Each tensor is taken
-through the ways it may have gone, most plausible first (`groups`, `heads`); what accounts for it
-within rounding says which steps it went through. Every step has many tensors to show on: what
-most of them say is the answer, and the others are named.
+Nothing but weights (and the architecture, from the configs) is looked at. `search` finds by which
+steps a unit's tensors agree within rounding. Every step has many tensors to show on: what most of
+them say is the answer, and the others are named.
 """
 
 from __future__ import annotations
@@ -21,17 +20,14 @@ from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.dtypes import CODES
 from converter.explaining.compare import Comparer
 from converter.explaining.explanation import Cast, Explanation, TensorFact, Verdict
-from converter.explaining.found import Found, Mark
-from converter.explaining.groups import final, mlp, writer
-from converter.explaining.heads import attention
 from converter.explaining.place import Place, locate
-from converter.explaining.unit import Pair, load, unpack
-from converter.layout import Unit
+from converter.explaining.search import Found, Mark, connected, search
+from converter.explaining.unit import load, unpack
 from converter.opening import Given, opened
 from converter.processing import STEPS, in_order
-from converter.processing.fold_ln import NORMS
 from converter.processing.steps import BY_NAME
 from converter.progress import Progress, silent
+from converter.route import groups
 from converter.verification.weights import SIZES, config_differences
 
 ORDER = tuple(step.name for step in STEPS)
@@ -105,9 +101,8 @@ def _read(
         progress(f"weights: {what}", done, total)
         done += sum(converted.stored[k].nbytes for k in keys if k in converted.stored)
         pair = unpack(load(original, converted, keys))
-        norms = pair.a_carried | pair.b_carried
-        carried = {n for norm in norms for n in (f"{norm}.w", f"{norm}.b", *sum(NORMS[norm], ()))}
-        for name, found in _explain_group(what, pair, compare).items():
+        carried = {name for part in pair.a_carried | pair.b_carried for name in part.changes}
+        for name, found in search(pair, compare).items():
             read.tensors.append(_Tensor(pair.prefix + name, pair.raw[name], found, name in carried))
         read.sides |= {"original"} if pair.a_carried else set()
         read.sides |= {"converted"} if pair.b_carried else set()
@@ -128,28 +123,13 @@ def _other_sizes(original: Checkpoint, converted: Checkpoint) -> list[str]:
 
 
 def _groups(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
-    """The `hooked` names that are looked at together, in the order of the forward pass."""
-
-    def group(key: str) -> str:
-        slot = checkpoint.slots[key]
-        if slot.unit is Unit.BLOCK:
-            half = "mlp" if ".ln2." in key or ".mlp." in key else "attention"
-            return f"block {slot.layer} {half}"
-        return key if slot.unit is Unit.EMBED else "final"
-
-    # The table has LayerNorm 2 behind attention, so each group is contiguous.
-    for what, keys in groupby(checkpoint.slots, group):
-        yield what, list(keys)
-
-
-def _explain_group(what: str, pair: Pair, compare: Comparer) -> dict[str, Found]:
-    if what.endswith("attention"):
-        return attention(pair, compare)
-    if what.endswith("mlp"):
-        return mlp(pair, compare)
-    if what == "final":
-        return final(pair, compare)
-    return {name: writer(name, pair, compare) for name in pair.a}
+    """The `hooked` names that are read together, in the order of the forward pass: of a module,
+    with all that shares a step's part with it."""
+    for slots in groups(checkpoint.slots, whole=True):
+        keys = {slot.local: slot.key for slot in slots}
+        for _, sets in groupby(connected(list(keys)), lambda names: names[-1].split(".")[0]):
+            names = [name for each in sets for name in each]
+            yield keys[names[-1]].rpartition(".")[0], [keys[name] for name in names]
 
 
 def _vote(tensors: list[_Tensor]) -> dict[str, Mark]:
@@ -271,9 +251,7 @@ def _fact(
             extra.append(step)
         elif mark is Mark.ABSENT and decided[step] in separate:
             missing.append(step)
-    # In another basis than the singular vectors': no step chose it.
-    rotated = found.match.product is not None and found.marks.get(ORDER[-1]) is Mark.ABSENT
-    agrees = found.match.agrees and not rotated
+    agrees = found.match.agrees and not found.foreign
     place = Place() if found.match.agrees else locate(found.match, converted, tensor.key)
     narrowed = cast is not None and not cast.exact and tensor.difference > 0
     return TensorFact(

@@ -2,55 +2,29 @@
 
 Whatever arithmetic computed a tensor, its rounding error is a small multiple of u·magnitude,
 where the magnitude is what remains of the formula when every sum is taken of absolute values
-(running error analysis: Higham, "Accuracy and Stability of Numerical Algorithms", 3.3). For
-W' = g·W − mean(g·W) that is |W'| + 2·mean|g·W|. So the tolerance of each element follows the
-arithmetic that made it, and gains over many decades cost nothing. The magnitude is kept as
-|value| plus `floors`, which broadcast: no second array of the weight's size.
+(running error analysis; see `Step.bounds`). For W' = g·W − mean(g·W) that is |W'| + 2·mean|g·W|.
+So the tolerance of each element follows the arithmetic that made it, and gains over many decades
+cost nothing. The magnitude is kept as |value| plus `floors`, which broadcast: no second array of
+the weight's size.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import ml_dtypes
 import numpy as np
 
 from converter.dtypes import CODES
-from converter.processing.fold_ln import NORMS
-from converter.processing.fold_ln import fold as fold_norm
-from converter.processing.step import Array, Rounding
+from converter.processing.step import Array, Part, Rounding, Step
 
 _CHUNK = 2**20
 """Elements compared at a time."""
 
 
-class Way(Enum):
-    """Between the two checkpoints, what became of a step on one tensor."""
-
-    SAME = (False, False)
-    APPLIED = (True, False)
-    """The step takes the original's tensor to the converted one's."""
-    UNDONE = (False, True)
-    """The step takes the converted one's tensor to the original's."""
-    BOTH = (True, True)
-    """Only where both go through it do they agree: not the step, but the same function."""
-
-    @property
-    def left(self) -> bool:
-        return self.value[0]
-
-    @property
-    def right(self) -> bool:
-        return self.value[1]
-
-
-NAMED = (Way.SAME, Way.APPLIED, Way.UNDONE)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operand:
     """A float64 array in `hooked` axes, and where its rounding comes from."""
 
@@ -87,9 +61,27 @@ class Operand:
             result += floor[part] if floor.shape[0] == self.value.shape[0] else floor
         return result
 
+    def total(self, axis: int | tuple[int, ...], weights: Array | None = None) -> Array:
+        """The sum of magnitude · weights over axes, which stay; a slice of the first at a time."""
+        w = np.ones(1) if weights is None else weights
+        w = w.reshape((1,) * (self.value.ndim - w.ndim) + w.shape)
+        pieces = [
+            (self.magnitude(p) * (w[p] if len(w) == len(self.value) else w)).sum(
+                axis, keepdims=True
+            )
+            for p in parts(self.value)
+        ]
+        over = axis if isinstance(axis, tuple) else (axis % self.value.ndim,)
+        result: Array = np.sum(pieces, axis=0) if 0 in over else np.concatenate(pieces)
+        return result
+
 
 Operands = Mapping[str, Operand]
 """Of one unit, by `hooked` name without `blocks.{i}.`."""
+
+
+def values(unit: Operands) -> dict[str, Array]:
+    return {name: x.value for name, x in unit.items()}
 
 
 def parts(array: Array) -> Iterator[slice]:
@@ -99,44 +91,14 @@ def parts(array: Array) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def total(operand: Operand, axis: int, each: Callable[[Array, slice], Array]) -> Array:
-    """Sum over an axis, kept, of `each(magnitude, slice)`; a slice of the first axis at a time."""
-    pieces = [each(operand.magnitude(p), p).sum(axis, keepdims=True) for p in parts(operand.value)]
-    first = axis % operand.value.ndim == 0
-    result: Array = np.sum(pieces, axis=0) if first else np.concatenate(pieces)
+def taken(unit: Operands, step: Step, part: Part) -> dict[str, Operand]:
+    """The unit after a step on one of its parts."""
+    own = {name: unit[name] for name in part.names if name in unit}
+    done, _ = step.apply(values(own))
+    bounds, result = step.bounds(part, own), dict(unit)
+    for name in part.changes:
+        if name in own:
+            factor, added = bounds.get(name, (1.0, np.zeros((1,) * own[name].value.ndim)))
+            floors = (*(factor * floor for floor in own[name].floors), np.asarray(added))
+            result[name] = replace(own[name], value=done[name], floors=floors, moved=True)
     return result
-
-
-def centre(x: Operand) -> Operand:
-    """Minus the mean over the last axis."""
-    mean = x.value.mean(-1, keepdims=True)
-    size = total(x, -1, lambda m, _: m) / x.value.shape[-1]
-    return replace(x, value=x.value - mean, floors=(*x.floors, 2 * size), moved=True)
-
-
-def fold(unit: Operands, norm: str) -> dict[str, Operand]:
-    """`fold_ln` on one LayerNorm and the weights of the unit that read it."""
-    done, _ = fold_norm({name: x.value for name, x in unit.items()}, norm)
-    gain, bias = (np.abs(unit[f"{norm}.{part}"].value)[:, None] for part in "wb")
-    result = dict(unit)
-    for name in (f"{norm}.w", f"{norm}.b"):
-        result[name] = replace(unit[name], value=done[name], moved=True)
-    for w, b in NORMS[norm]:
-        if w not in unit:
-            continue
-        x, flat = unit[w], unit[w].value.ndim == 2  # flat: slices of the first axis cut d
-        size = total(x, -2, lambda m, p: (gain[p] if flat else gain) * m)  # noqa: B023
-        moved = total(x, -2, lambda m, p: (bias[p] if flat else bias) * m)[..., 0, :]  # noqa: B023
-        floors = (*(gain * floor for floor in x.floors), 2 * size / len(gain))
-        result[w] = replace(x, value=done[w], floors=floors, moved=True)
-        floors = (*unit[b].floors, moved + np.abs(unit[b].value))
-        result[b] = replace(unit[b], value=done[b], floors=floors, moved=True)
-    return result
-
-
-def move_values(b_v: Operand, w_o: Operand, b_o: Operand) -> tuple[Operand, Operand]:
-    """`fold_value_biases`: b_O + Σ b_V·W_O, and zeros for b_V."""
-    moved = np.tensordot(b_v.value, w_o.value, 2)
-    size = np.tensordot(b_v.magnitude(), w_o.magnitude(), 2)
-    zero = replace(b_v, value=np.zeros_like(b_v.value), moved=True)
-    return zero, replace(b_o, value=b_o.value + moved, floors=(*b_o.floors, size), moved=True)

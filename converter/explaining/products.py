@@ -9,14 +9,15 @@ row of W_Q is an edited row of Δ, one of W_K a column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.explaining.compare import COARSE, Comparer, Match, weigh
-from converter.explaining.operand import Operand
-from converter.processing.step import FLOAT32, Array
+from converter.explaining.operand import Operand, Operands, values
+from converter.processing.step import FLOAT32, Array, Product
 
 _STORAGE = 2.0
 """Rounding both factors moves a row by less than one `row + spread` of its storage's roundings
@@ -28,34 +29,53 @@ FEW = 8
 """So many rows, neurons, heads are named one by one."""
 
 
-@dataclass(frozen=True)
-class Factor:
+class Factor(NamedTuple):
     """One side of a product: [n, a, h], and its magnitude."""
 
     value: Array
     magnitude: Array
 
-    @classmethod
-    def of(cls, weight: Operand, bias: Operand | None = None) -> Factor:
-        if bias is None:
-            return cls(weight.value, weight.magnitude())
-        return cls(
-            np.concatenate([weight.value, bias.value[:, None]], 1),
-            np.concatenate([weight.magnitude(), bias.magnitude()[:, None]], 1),
-        )
 
-    def flipped(self) -> Factor:
-        return Factor(self.value.swapaxes(1, 2), self.magnitude.swapaxes(1, 2))
+def compare_product(
+    product: Product, a: Operands, b: Operands, compare: Comparer, *, function: bool = False
+) -> dict[str, Match]:
+    """What is left of L·Rᵀ, by tensor: of L's rows, of R's columns. With `function`, rows that no
+    function depends on are left out, and their biases from the answer."""
+    without = product.idle if function else ()
+    left, right, sides = *(_factors(product, x, without) for x in (a, b)), _sides(product, a, b)
+    matches = _compared(left, right, sides, compare, product.name)
+    found: dict[str, Match] = {}
+    for match, names in zip(matches, (product.left, product.right), strict=True):
+        weight, *bias = (name for name in names if name not in without)
+        shares = split_bias(match, a[weight].value.shape[0]) if bias else (match,)
+        found |= dict(zip((weight, *bias), shares, strict=True))
+    return found
 
 
-def compare_products(
+def _factors(product: Product, unit: Operands, without: tuple[str, ...]) -> tuple[Factor, Factor]:
+    names = [n for n in (*product.left, *product.right) if n not in without]
+    magnitudes = {name: unit[name].magnitude() for name in names}
+    pairs = zip(
+        product.factors(values(unit), without), product.factors(magnitudes, without), strict=True
+    )
+    left, right = (Factor(*pair) for pair in pairs)
+    return left, right
+
+
+def _sides(product: Product, a: Operands, b: Operands) -> tuple[Operand, Operand]:
+    """A weight of each side, moved if either factor was."""
+    left, right = product.left[0], product.right[0]
+    one, two = (replace(x[left], moved=x[left].moved or x[right].moved) for x in (a, b))
+    return one, two
+
+
+def _compared(
     left: tuple[Factor, Factor],
     right: tuple[Factor, Factor],
     sides: tuple[Operand, Operand],
     compare: Comparer,
     name: str,
 ) -> tuple[Match, Match]:
-    """L·Rᵀ of each side, as (L, R): what is left of L (rows) and of R (columns)."""
     (one, r), (one2, r2) = left, right
     tall, wide = np.concatenate([one.value, -one2.value], 2), np.concatenate([r.value, r2.value], 2)
     size = float((_row_norms(one2.value, r2.value) ** 2).sum())

@@ -10,13 +10,15 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.dtypes import CODES, cast, same_bits
-from converter.explaining.operand import Operand, fold, parts
+from converter.explaining.compare import noise
+from converter.explaining.operand import Operand, parts, taken, values
 from converter.layout.ops import axes
-from converter.processing import homeless
-from converter.processing.carry import CARRIERS
-from converter.processing.fold_ln import NORMS
+from converter.processing import Carry
+from converter.processing.fold_ln import STEP as _FOLD
+from converter.processing.step import FLOAT32, Part
 
 POSITIONS = "pos_embed.W_pos"
+_CARRY = Carry()
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,16 @@ class Pair:
     raw: dict[str, float]
     """The largest difference of the values that are stored."""
     d_axis: dict[str, int | None]
-    a_carried: frozenset[str] = frozenset()
-    b_carried: frozenset[str] = frozenset()
-    """LayerNorms that carried biases; `unpack` made the biases explicit."""
+    a_carried: frozenset[Part] = frozenset()
+    b_carried: frozenset[Part] = frozenset()
+    """LayerNorms that carried biases, with what reads them; `unpack` made the biases explicit."""
     odd: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)
     """Tensors of such LayerNorms that are not quite what carries biases: expected, found."""
 
-    def identical(self, name: str) -> bool:
-        return self.raw[name] == 0
+    def of(self, names: list[str]) -> Pair:
+        """Some of the tensors."""
+        a, b = ({name: unit[name] for name in names} for unit in (self.a, self.b))
+        return replace(self, a=a, b=b, odd={n: x for n, x in self.odd.items() if n in names})
 
 
 def load(original: Checkpoint, converted: Checkpoint, keys: Iterable[str]) -> Pair:
@@ -130,39 +134,36 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def unpack(pair: Pair) -> Pair:
     """Where a LayerNorm carries biases in its null direction, make them biases again."""
-    a, a_odd = _unpacked(pair.a)
-    b, b_odd = _unpacked(pair.b)
-    return replace(
-        pair,
-        a=a,
-        b=b,
-        a_carried=frozenset(norm for norm in CARRIERS if f"{norm}.w" in a_odd),
-        b_carried=frozenset(norm for norm in CARRIERS if f"{norm}.w" in b_odd),
-        odd=a_odd | b_odd,
-    )
+    a, a_carried, a_odd = _unpacked(pair.a)
+    b, b_carried, b_odd = _unpacked(pair.b)
+    return replace(pair, a=a, b=b, a_carried=a_carried, b_carried=b_carried, odd=a_odd | b_odd)
 
 
 def _unpacked(
     unit: dict[str, Operand],
-) -> tuple[dict[str, Operand], dict[str, tuple[Operand, Operand]]]:
+) -> tuple[dict[str, Operand], frozenset[Part], dict[str, tuple[Operand, Operand]]]:
     """The unit with biases, and gain and bias of what carried them: as they should be, as found."""
     seen: dict[str, tuple[Operand, Operand]] = {}
-    for norm in CARRIERS:
-        if f"{norm}.w" not in unit:
-            continue
-        gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
-        c = float(np.median(bias.value))
-        usual = (gain.value == 1) & (bias.value == c)
+    carried = set()
+    for part in _CARRY.parts_of(unit):
+        gain, bias = part.empties
         # Most channels decide: an edited one must be found, not hide the rest.
-        if c == 0 or usual.mean() <= 0.5 or homeless({n: x.value for n, x in unit.items()}):
+        if _CARRY.distance(part, values(unit), FLOAT32) > 0:
             continue
-        for name, value, found in ((f"{norm}.w", 1.0, gain), (f"{norm}.b", c, bias)):
-            expected = replace(found, value=np.full_like(found.value, value))
-            seen[name] = (expected, found)
+        carried.add(part)
+        for name, value in ((gain, 1.0), (bias, float(np.median(unit[bias].value)))):
+            expected = replace(unit[name], value=np.full_like(unit[name].value, value))
+            seen[name] = (expected, unit[name])
             unit = unit | {name: expected}
-        touched = {f"{norm}.w", f"{norm}.b", *(n for pair in NORMS[norm] for n in pair)}
-        unit = {
-            n: replace(x, moved=False, unpacked=True) if n in touched else x
-            for n, x in fold(unit, norm).items()
-        }
-    return unit, seen
+        unit = taken(unit, _FOLD, part)
+        for name in part.changes:
+            if name in unit:
+                unit[name] = _without_noise(replace(unit[name], moved=False, unpacked=True))
+    return unit, frozenset(carried), seen
+
+
+def _without_noise(x: Operand) -> Operand:
+    """Zero, where it is no more than what is left of zero after having been carried."""
+    if x.value.ndim > 2 or (np.abs(x.value) > noise(x) * x.magnitude()).any():
+        return x
+    return replace(x, value=np.zeros_like(x.value))

@@ -24,8 +24,9 @@ def line(fact: TensorFact) -> str:
     if fact.difference == 0:  # an equal tensor that should not be equal
         start = f"{fact.name} is as it was"
     causes = [f"{step} undone" if step in fact.undone else step for step in fact.steps]
-    if fact.product and "refactor_factored_attn_matrices" not in fact.steps and fact.explained:
-        causes.append("signs and order that refactor_factored_attn_matrices leaves free")
+    free = [name for name, step in BY_NAME.items() if any(part.products for part in step.parts)]
+    if fact.product and fact.explained and not set(free) & set(fact.steps):
+        causes.append(f"signs and order that {_and(free)} leaves free")
     causes += ["biases carried by its LayerNorm"] if fact.carried else []
     causes += ["a cast"] if fact.cast else []
     if fact.explained:

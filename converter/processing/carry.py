@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.piecewise import largest, wide
-from converter.processing.fold_ln import NORMS, FoldLn, fold, identity
+from converter.processing.fold_ln import NORMS, fold, identity
+from converter.processing.fold_ln import STEP as _FOLD
 from converter.processing.fold_value_biases import FoldValueBiases
 from converter.processing.portable import mean, total
 from converter.processing.step import (
@@ -41,7 +42,6 @@ from converter.processing.step import (
 
 CARRIERS = ("ln1", "ln_final")
 """The norms whose readers have no bias in HF; mlp.b_in, which reads ln2, has its place there."""
-_FOLD = FoldLn()
 _FOLDED = "fold."
 
 
@@ -64,7 +64,7 @@ class Carry(Step):
     name = "carry"
     sentence = "biases that GPT-Neo has no tensor for are carried by the LayerNorms"
     silence = "there are no such biases"
-    parts = tuple(part for part in FoldLn.parts if part.changes[0].removesuffix(".w") in CARRIERS)
+    parts = tuple(part for part in _FOLD.parts if part.changes[0].removesuffix(".w") in CARRIERS)
     includes = (_FOLD,)
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:

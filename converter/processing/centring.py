@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,11 +11,13 @@ from converter.processing.portable import mean
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Bounds,
     Part,
     Record,
     RecordShapes,
     Rounding,
     Shapes,
+    Sized,
     State,
     Step,
     Unit,
@@ -42,6 +45,10 @@ class Centring(Step):
         rounding: Rounding = FLOAT32,
     ) -> dict[str, Array]:
         return dict(unit) | {n: unit[n] + means[..., None] for n, means in record.items()}
+
+    def bounds(self, part: Part, unit: Mapping[str, Sized]) -> Bounds:
+        (name,) = part.changes
+        return {name: (1.0, 2 * unit[name].total(-1) / unit[name].value.shape[-1])}
 
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
         return {name: shapes[name][:-1] for name in self.tensors if name in shapes}

@@ -21,6 +21,7 @@ becomes infinite in the one cast at the end, and is the caller's to refuse.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -32,12 +33,14 @@ from converter.processing.portable import halved, mean, total
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Bounds,
     Index,
     Part,
     Record,
     RecordShapes,
     Rounding,
     Shapes,
+    Sized,
     State,
     Step,
     Unit,
@@ -151,6 +154,15 @@ class FoldLn(Step):
                     moved = partial(_unmoved, unit[b], unit[w], unit[f"{norm}.b"], own, bias)
                     result[w], result[b] = own, deferred(unit[b].shape, moved)
             result[f"{norm}.w"], result[f"{norm}.b"] = gain, bias
+        return result
+
+    def bounds(self, part: Part, unit: Mapping[str, Sized]) -> Bounds:
+        gain, bias = (np.abs(unit[name].value)[:, None] for name in part.empties)
+        result: dict[str, tuple[Array | float, Array | float]] = {}
+        for w, b in NORMS[part.changes[0].removesuffix(".w")]:
+            if w in unit:
+                result[w] = gain, 2 * unit[w].total(-2, gain) / len(gain)
+                result[b] = 1.0, unit[w].total(-2, bias)[..., 0, :] + np.abs(unit[b].value)
         return result
 
     def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:

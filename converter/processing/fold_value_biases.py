@@ -9,6 +9,7 @@ it removes rounding. In float64 it is left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from converter.processing.portable import total
 from converter.processing.step import (
     FLOAT32,
     Array,
+    Bounds,
     Part,
     Record,
     RecordShapes,
     Rounding,
     Shapes,
+    Sized,
     State,
     Step,
     Unit,
@@ -56,6 +59,10 @@ class FoldValueBiases(Step):
             return dict(unit)
         moved = _moved(record[B_V], unit[W_O])
         return dict(unit) | {B_O: unit[B_O] - moved, B_V: unit[B_V] + record[B_V]}
+
+    def bounds(self, part: Part, unit: Mapping[str, Sized]) -> Bounds:
+        moved = unit[W_O].total((0, 1), unit[B_V].magnitude()[..., None])
+        return {B_O: (1.0, moved[0, 0])}
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
         return frozenset({B_O, W_O} if name == B_O and B_V in record else {name})

@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from converter.errors import BadInput
 from converter.piecewise import whole
-from converter.processing.fold_value_biases import B_O, B_V, W_O, FoldValueBiases
+from converter.processing.fold_value_biases import B_O, B_V, W_O
+from converter.processing.fold_value_biases import STEP as _FOLD
 from converter.processing.heads import (
     DEAD,
     factor,
@@ -59,12 +60,11 @@ _FLOAT32_SVD = 1e-5
 """TransformerLens's is, and leaves its vectors so far from right angles."""
 _NEGLIGIBLE = 1e-4
 """A singular vector with so small a part of the largest singular value is rounding's to choose."""
-_FOLD = FoldValueBiases()
 _FACTORS = (W_Q, W_K, W_V, W_O)
 _NONE = np.zeros(0, np.int32)
 
 
-_QK = Product("W_Q·W_Kᵀ", (W_Q, B_Q), (W_K, B_K))
+_QK = Product("W_Q·W_Kᵀ", (W_Q, B_Q), (W_K, B_K), idle=(B_K,))
 _OV = Product("W_V·W_O", (W_V, B_V), (W_O,), turned=True)
 
 
@@ -217,7 +217,8 @@ class RefactorFactoredAttnMatrices(Step):
 
     def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
         """0 where two of three signs are there in most heads, so that one edited weight hides
-        nothing: of queries and keys, of values, of the output."""
+        nothing: of queries and keys, of values, of the output. 1 where the output alone shows it,
+        as in heads whose LayerNorm was folded afterwards."""
         slack = 4 * rounding.relative + _FLOAT32_SVD
         (q, k), (_, o) = _QK.factors(unit), _OV.factors(unit)
         lengths = norms(q)
@@ -225,7 +226,8 @@ class RefactorFactoredAttnMatrices(Step):
         units = np.abs(norms(o) - 1).max(1) <= slack
         square = [right_angles(m, slack, _NEGLIGIBLE) for m in (q, k, unit[W_V], o)]
         signs = even & square[0] & square[1], square[2] & unit[W_V].any((1, 2)), units & square[3]
-        return 0.0 if sum(bool(sign.mean() > 0.5) for sign in signs) >= 2 else math.inf
+        seen = [bool(sign.mean() > 0.5) for sign in signs]
+        return 0.0 if sum(seen) >= 2 else 1.0 if seen[2] else math.inf
 
 
 STEP = RefactorFactoredAttnMatrices()

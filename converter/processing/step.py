@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +40,22 @@ class Index:
 RecordShapes = dict[str, tuple[int, ...] | Index]
 
 
+Bounds = Mapping[str, tuple[Array | float, Array | float]]
+
+
+class Sized(Protocol):
+    """A tensor, and a bound of the rounding errors of its elements: the magnitude, in roundings."""
+
+    @property
+    def value(self) -> Array: ...
+
+    def magnitude(self) -> Array: ...
+
+    def total(self, axis: int | tuple[int, ...], weights: Array | None = None) -> Array:
+        """The sum of magnitude · weights over axes, which stay."""
+        ...
+
+
 class State(Enum):
     """What a unit's weights tell about one step."""
 
@@ -58,10 +74,14 @@ class Product(NamedTuple):
     right: tuple[str, ...]
     """The same [n, b, h]; a weight that is stored [n, h, b] stands alone, and `turned` is set."""
     turned: bool = False
+    idle: tuple[str, ...] = ()
+    """Biases among them that no function depends on: of keys, as it adds the same to every score."""
 
-    def factors(self, unit: Unit) -> tuple[Array, Array]:
+    def factors(self, unit: Unit, without: Collection[str] = ()) -> tuple[Array, Array]:
         """left and right, the rows of biases below those of weights."""
-        left, right = ([unit[name] for name in side] for side in (self.left, self.right))
+        left, right = (
+            [unit[name] for name in side if name not in without] for side in (self.left, self.right)
+        )
         if self.turned:
             right = [right[0].swapaxes(1, 2)]
         return _stacked(left), _stacked(right)
@@ -168,6 +188,14 @@ class Step(ABC):
         """How far most of a part is from what the step leaves, however few weights are far from it:
         0 where it was applied, infinite where it was not, whatever else happened. A ratio, to be
         compared with that of another unit. `unit` holds plain arrays."""
+
+    def bounds(self, part: Part, unit: Mapping[str, Sized]) -> Bounds:
+        """How rounding errors go through `apply`, by tensor: a factor for what there was, and what
+        the step's own sums add. They are the formulas with every term's absolute value (N. Higham,
+        "Accuracy and Stability of Numerical Algorithms", 3.3). Tensors left out keep theirs.
+
+        Unless a step says better, what a tensor was is added to what it is."""
+        return {n: (1.0, np.abs(unit[n].value)) for n in part.changes if n in unit}
 
     def parts_of(self, unit: Collection[str]) -> list[Part]:
         """The parts that a unit of these tensors has."""

@@ -95,7 +95,7 @@ def test_verify(neoconvert: Command, processed: tuple[str, Path], tmp_path: Path
     tensors["pos_embed.W_pos"][5, 3] += 0.1
     save_file(tensors, edited / "model.safetensors")
     found = neoconvert("verify", MODEL, edited, "--check", "weights", code=1)
-    assert found["weights"]["mismatched"]
+    assert found["weights"]["mismatched"] == ["pos_embed.W_pos"]
 
 
 def test_undo(neoconvert: Command, processed: tuple[str, Path], tmp_path: Path) -> None:
@@ -133,3 +133,43 @@ def test_edited_weights_are_undone_in_the_original_basis(
     )
     changed = np.abs(restored - original).max(1) > 1e-4
     assert np.flatnonzero(changed).tolist() == [7]
+
+
+def test_explain(neoconvert: Command, processed: tuple[str, Path], tmp_path: Path) -> None:
+    """By the weights alone, both ways round, with an edit, and where only some of it was done."""
+    _, output = processed
+    expected = [step for step in (*STEPS, STEP) if step != "fold_value_biases"]
+    found = neoconvert("explain", MODEL, output)
+    assert (found["verdict"], found["steps"]) == ("same-function", expected)
+    assert found["unexplained"] == found["undone"] == []
+    assert "the mean of all positions moved into the tokens" in found["headline"]
+    steps = {tensor["key"]: tensor["steps"] for tensor in found["tensors"]}
+    assert {key for key in steps if STEP in steps[key]} == {"embed.W_E", "pos_embed.W_pos"}
+    back = neoconvert("explain", output, MODEL)
+    assert (back["verdict"], back["undone"], back["unexplained"]) == ("same-function", expected, [])
+    tensors = load_file(output / "model.safetensors")
+    edited = tmp_path / "edited"
+    shutil.copytree(output, edited)
+    tensors["embed.W_E"][7] += np.linspace(0, 0.1, tensors["embed.W_E"].shape[1])
+    save_file(tensors, edited / "model.safetensors")
+    found = neoconvert("explain", MODEL, edited)
+    assert (found["verdict"], found["steps"]) == ("different-model", expected)
+    assert found["unexplained"] == ["embed.W_E"]
+    (place,) = [tensor["place"] for tensor in found["tensors"] if tensor["place"]]
+    assert place == "token 7"
+
+
+def test_explain_without_it(neoconvert: Command, tmp_path: Path) -> None:
+    neoconvert("hf-to-tl", MODEL, tmp_path / "tl", "--process", "default", "--no-verify")
+    found = neoconvert("explain", MODEL, tmp_path / "tl")
+    assert found["steps"] == list(STEPS[:4])
+    assert not found["unexplained"]
+
+
+def test_nothing_to_explain(neoconvert: Command, tmp_path: Path) -> None:
+    """Its sentence where it leaves no trace: the mean of the positions is gone already."""
+    neoconvert("bake", MODEL, tmp_path / "a", "--process", STEP, "--no-verify")
+    neoconvert("hf-to-tl", tmp_path / "a", tmp_path / "b", "--process", "fold_ln", "--no-verify")
+    found = neoconvert("explain", tmp_path / "a", tmp_path / "b")
+    assert found["steps"] == ["fold_ln"]
+    assert found["no_trace"][STEP] == "the positions have no mean"
