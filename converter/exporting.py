@@ -200,7 +200,7 @@ def add_graph(
         raise UsageError(
             "This writes more than a graph, so it needs an OUTPUT of its own.",
             where="--for" if graph.client else "--weights external",
-            do="Name an OUTPUT directory; or share the weights that are there.",
+            do=f"Name an OUTPUT directory, or leave {'--for' if graph.client else '--weights'} out.",
         )
     path = source.directory / "model.onnx"
     graph.require_possible(source.config, sum(stored.nbytes for stored in source.stored.values()))

@@ -6,6 +6,7 @@ Every value is checked when it is given, so that none is refused after an hour's
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -209,20 +210,23 @@ class Request:
         """
         if self.command == "export-onnx":
             return plain(source)
+        name = shlex.quote(source.source.given)
         if self.command == "tl-to-hf":
             if source.layout == "hf" and not has_ledger(source):
                 raise BadInput(
                     "SOURCE is in Hugging Face's layout already.",
                     where=str(source.source.path),
-                    do="Use neoconvert hf-to-tl to bring it to TransformerLens's layout.",
+                    do=f"For TransformerLens's layout: neoconvert hf-to-tl {name} OUTPUT",
                 )
             return reversing(source, self.reverse, recast=self.writing.code is not None)
         if source.layout != "hf":
             raise BadInput(
                 f"SOURCE is a TransformerLens checkpoint already (layout {source.layout}).",
                 where=str(source.source.path),
-                do="Use neoconvert tl-to-hf to bring it to Hugging Face's layout."
+                do="Bring it to Hugging Face's layout, and convert that:"
+                f" neoconvert tl-to-hf {name} DIR"
                 if self.command == "hf-to-tl"
-                else "Use neoconvert tl-to-hf --reverse functional, which bakes what TL processed.",
+                else "Bring it to Hugging Face's layout (--reverse functional keeps what TransformerLens"
+                f" processed), and bake that: neoconvert tl-to-hf {name} DIR",
             )
         return processing(source, parse(self.process), self.target(source))

@@ -17,7 +17,7 @@ from converter.layout import Slot
 from converter.piecewise import Index, Piecewise, cut
 from converter.processing.ledger import encode_unit
 from converter.processing.step import is_vector
-from converter.processing.unit_ledger import Kind, UnitLedger
+from converter.processing.unit_ledger import WITHOUT, Kind, UnitLedger
 from converter.progress import Progress
 from converter.route import Array, Made, Processing, Route, Tensors, Undoing
 
@@ -178,5 +178,5 @@ def _require_original(
         raise CannotUndo(
             f"The ledger does not give back the original's SHA-256 for {len(wrong)} tensor(s).",
             where=f"{route.ledger.path}: {', '.join(wrong[:4])}",
-            do="Restore the ledger from a copy, or use --reverse functional.",
+            do=WITHOUT,
         )

@@ -34,7 +34,8 @@ def told(error: BaseException) -> NeoconvertError:
         lacking = CannotDoHere(
             "There is not enough memory.",
             where=str(error).partition("\n")[0] or "this machine",
-            do="End other programs, or use --effort quick or --no-verify, which need less.",
+            do="End other programs. Where models are run, --effort quick takes less memory; where files"
+            " are written, --no-verify takes the least.",
         )
         lacking.transient = True
         return lacking
@@ -42,7 +43,7 @@ def told(error: BaseException) -> NeoconvertError:
         return CannotDoHere(
             f"A library is installed here that cannot be imported: {error}.",
             where=error.name or _place(error),
-            do="Install it again. With --debug you see where it fails.",
+            do="Install that library again. With --debug you see where it fails.",
         )
     return Fault(
         f"A fault of neoconvert: {type(error).__name__}: {str(error) or 'no more is known'}.",

@@ -129,7 +129,7 @@ def test_a_distributed_checkpoint_put_together_as_told(hf: Path, tmp_path: Path)
 
     run = tmp_path / "run"
     save({"model": load_file(hf / "model.safetensors")}, checkpoint_id=run / "pytorch_model_fsdp_0")
-    command = _told(run)[2].partition("json: python ")[2].split()
+    command = shlex.split(_told(run)[2].partition("json: ")[2])[1:]
     command[-1] = str(tmp_path / "model.pt")
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     source = open_checkpoint(tmp_path / "model.pt", cfg=hf / "config.json", allow_pickle=True)

@@ -117,7 +117,7 @@ def _none(given: str | Path, directory: Path) -> SourceNotFound:
     return SourceNotFound(
         f"The directory holds no {CONFIG}.",
         where=f"--adapter {given}",
-        do=f"Name the adapter inside it: {directory / inner[0]}"
+        do=f"Name the adapter inside it: {shlex.quote(str(directory / inner[0]))}"
         if inner
         else "Name the directory that peft's save_pretrained wrote.",
     )

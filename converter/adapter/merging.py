@@ -20,6 +20,11 @@ from converter.layout import Slot, expand
 from converter.processing import DEFAULT
 from converter.routing import already_applied, biased_units, recorded_steps
 
+_WRITES = {
+    True: "neoconvert bake BASE DIR --process none --adapter FIRST",
+    False: "neoconvert tl-to-hf BASE DIR --adapter FIRST",
+}
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -152,7 +157,8 @@ def _require_unprocessed(base: Checkpoint) -> None:
         raise NotRepresentable(
             "An adapter is merged into a checkpoint's own weights, and one at a time.",
             where=base.source.given,
-            do="Convert with the first adapter to an HF directory, then merge the second into that."
+            do=f"Write the first to a directory of its own ({_WRITES[base.layout == 'hf']}), and merge the"
+            " second into DIR."
             if base.merged
             else "Give the checkpoint that the graph was exported from.",
         )

@@ -134,7 +134,8 @@ def _done(job: Job) -> Outcome:
             raise OutputExists(
                 f"OUTPUT is there, and is not what is asked for: {why}.",
                 where=str(job.output),
-                do="Set overwrite for this line to replace it, or name another OUTPUT.",
+                do="To replace it, add --overwrite, or a column overwrite that is true in this line; or name"
+                " another OUTPUT.",
             )
         done = run(job.request, source, job.output)
     document = done.to_json()

@@ -11,6 +11,7 @@ import stat
 import zipfile
 from pathlib import Path
 
+from converter.checkpoint.foreign_folders import put_together
 from converter.checkpoint.foreign_formats import UNPACK, by_beginning, by_name
 from converter.checkpoint.standard import PICKLES, holds_weights
 from converter.errors import BadInput, CorruptFile, SourceNotFound, UnsafeReference
@@ -82,7 +83,7 @@ def _named(path: Path, suffix: str) -> str:
     if path.parent.name == "blobs":
         links = sorted(path.parent.parent.glob("snapshots/*/*"))
         if here := next((link for link in links if link.resolve() == path.resolve()), None):
-            return f"Give the snapshot in the hub's cache that it is a file of: {here.parent}"
+            return f"Give the snapshot in the hub's cache that it is a file of: {shlex.quote(str(here.parent))}"
     return f"Rename it to {path.stem}{suffix}."
 
 
@@ -147,7 +148,7 @@ def not_weights(path: Path) -> BadInput:
         what, do = found
     elif path.suffix == ".distcp":
         what = "The file is a part of a distributed checkpoint (DCP): each file has a part of it."
-        do = f"Name its directory, and you are told how to put it together: {path.parent}"
+        do = put_together(path.parent)
     elif path.suffix == ".onnx":
         do = "Give the checkpoint that the graph was exported from; `verify` and `inspect` read graphs."
     elif head.startswith(_LEGACY) or (head[:2] == b"PK" and _zip(path)):
@@ -156,5 +157,5 @@ def not_weights(path: Path) -> BadInput:
         what = "The file is a pickle of Python's own, which is not read."
         do = "Where it was made, save with torch: torch.save(model.state_dict(), 'model.pt')."
     elif holds_weights(path.parent):
-        do = f"Name the directory that it is in: {path.parent}"
+        do = f"Name the directory that it is in: {shlex.quote(str(path.parent))}"
     return CorruptFile(what, where=str(path), do=do)

@@ -67,7 +67,7 @@ def _broken(here: Listing) -> Found | None:
 
 def _download(directory: Path) -> str:
     cached = re.search(r"models--([\w.-]+)--([\w.-]+)", str(directory))
-    return f"hf download {cached[1]}/{cached[2]}" if cached else "hf download OWNER/NAME."
+    return f"hf download {cached[1]}/{cached[2]}" if cached else "hf download OWNER/NAME"
 
 
 def _adapter(here: Listing) -> Found | None:
@@ -82,7 +82,7 @@ def _adapter(here: Listing) -> Found | None:
         pass
     return (
         "The directory holds an adapter (PEFT) and not the model that it adapts.",
-        f"Give the model, and the adapter with it: neoconvert hf-to-tl {base} OUT --adapter {here.command()}",
+        f"Give the model, and the adapter with it: neoconvert hf-to-tl {shlex.quote(base)} OUT --adapter {here.command()}",
     )
 
 
@@ -114,8 +114,15 @@ def _distributed(here: Listing) -> Found | None:
         return None
     return (
         "The directory holds a distributed checkpoint (DCP, .distcp): each file has a part of it.",
+        put_together(folders[0]),
+    )
+
+
+def put_together(folder: Path) -> str:
+    """What to do with the folder that holds a distributed checkpoint's files."""
+    return (
         "Put it together, then convert model.pt with --allow-pickle and --cfg config.json:"
-        f" python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folders[0]))} model.pt",
+        f" {recipes.interpreter()} -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} model.pt"
     )
 
 
@@ -125,17 +132,19 @@ def _hub_cache(here: Listing) -> Found | None:
         ids = [path.name.removeprefix("models--").replace("--", "/") for path in models]
         some = f"{', '.join(ids[:5])}{' …' * (len(ids) > 5)}"
         given = (
-            f"Give the hub id: {ids[0]}" if len(ids) == 1 else "Give the hub id of the one meant"
+            f"Give the hub id: {shlex.quote(ids[0])}"
+            if len(ids) == 1
+            else "Give the hub id of the one meant"
         )
         best = _snapshot(models[0])
         return (
             f"The directory is the hub's cache, with models in it: {some}.",
-            f"{given}, or its snapshot's directory{f': {best}' if best else ''}",
+            f"{given}, or its snapshot's directory{f': {shlex.quote(str(best))}' if best else ''}",
         )
     if best := _snapshot(here.directory):
         return (
             "The directory is a model's place in the hub's cache; its files are below snapshots/.",
-            f"Name the snapshot: {best}",
+            f"Name the snapshot: {shlex.quote(str(best))}",
         )
     if here.directory.name.startswith("models--") or {"blobs/", "refs/"} <= set(here.names):
         return (

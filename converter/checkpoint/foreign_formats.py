@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+from converter.checkpoint.recipes import python
+
 Found = tuple[str, str]
 """What it is, and what to do."""
 
@@ -60,7 +62,7 @@ def by_name(path: Path) -> Found | None:
         code = f"import numpy, safetensors.numpy as s; s.save_file(dict(numpy.load({str(path)!r})), 'model.safetensors')"
         return (
             f"The weights are NumPy's arrays ({name}).",
-            f"If they have the names of transformers: python -c {shlex.quote(code)}; then convert"
+            f"If they have the names of transformers: {python(code)}; then convert"
             " model.safetensors with --cfg config.json.",
         )
     for pattern, (what, do) in _NAMES.items():

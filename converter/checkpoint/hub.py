@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from converter.checkpoint.standard import PICKLES
 from converter.errors import HubUnreachable, SourceNotFound
 
-_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+[\w.-]*")
+_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_FILES = (".safetensors", ".onnx", ".json", *PICKLES)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LATER = (408, 425, 429)
 """HTTP's answers, beside those from 500 on, that mean: try again."""
@@ -18,8 +20,8 @@ _CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
 
 
 def is_id(given: str) -> bool:
-    """Whether this can be the name of a model on the hub."""
-    return _ID.fullmatch(given) is not None
+    """Whether this can be the name of a model on the hub, and is none of a file."""
+    return _ID.fullmatch(given) is not None and not given.endswith(_FILES)
 
 
 def fetch(
@@ -98,13 +100,13 @@ def _asking(given: str, revision: str | None) -> Iterator[None]:
             raise HubUnreachable(
                 f"There is no such local path, and the hub could not be asked: {reason}",
                 where=where,
-                do="Check the network and run again; offline, fill the cache first (hf download) or"
-                " give a local directory.",
+                do=f"Check the network and run again; without one, run hf download {given} where there is"
+                " one, or give a local directory.",
             ) from error
         raise SourceNotFound(
             f"There is no such local path, and the hub gave no such model: {reason}",
             where=where,
-            do="Check the name; offline, fill the cache first (hf download) or give a local directory.",
+            do="Check the name, and whether you may read it (hf auth login); or give a local directory.",
         ) from error
 
 

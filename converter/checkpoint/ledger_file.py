@@ -24,7 +24,7 @@ from converter.checkpoint.source import LEDGER
 from converter.dtypes import sha256
 from converter.errors import CorruptFile
 from converter.layout import Slot
-from converter.processing.unit_ledger import Json, Kind, UnitLedger, corrupt, expect
+from converter.processing.unit_ledger import WITHOUT, Json, Kind, UnitLedger, corrupt, expect
 
 SCHEMA_VERSION = 1
 
@@ -132,7 +132,7 @@ class LedgerFile:
         return CorruptFile(
             f"The ledger does not fit the weights: {why}.",
             where=str(self.path),
-            do="Use the ledger that was written beside these weights, or --reverse functional.",
+            do=WITHOUT,
         )
 
 
@@ -155,7 +155,7 @@ def _unreadable(why: str, path: Path) -> CorruptFile:
     return CorruptFile(
         f"The ledger cannot be read: {why.rstrip('.')[:300]}.",
         where=str(path),
-        do="Restore it from a copy, or use --reverse functional, which needs none.",
+        do=WITHOUT,
     )
 
 

@@ -25,17 +25,22 @@ def keeping(files: list[Path], condition: str = "", keys: str = "") -> tuple[str
             "from safetensors.torch import load_file, save_file; save_file({k: v "
             f"{every}for k, v in load_file({file}).items(){chosen}}}, {ONE!r})"
         )
-        return _python(code), ONE
+        return python(code), ONE
     code = (
         "import torch; from converter.checkpoint.pickles import load;"
         f" torch.save({{k: v {every}for k, v in load({file}){keys}.items(){chosen}}}, {ONE_PICKLE!r})"
     )
-    return _python(code), ONE_PICKLE
+    return python(code), ONE_PICKLE
 
 
-def _python(code: str) -> str:
-    """In this very environment, which has what the code imports."""
-    return f"{shlex.quote(sys.executable or 'python')} -c {shlex.quote(code)}"
+def python(code: str) -> str:
+    """Code as a shell command in this very environment, which has what it imports."""
+    return f"{interpreter()} -c {shlex.quote(code)}"
+
+
+def interpreter() -> str:
+    """As a shell takes it."""
+    return shlex.quote(sys.executable or "python")
 
 
 def flags(name: str, config: Path | None = None) -> str:

@@ -187,9 +187,10 @@ def to_tl(config: NeoConfig, base: Json | None, *, dtype: str, model_name: str) 
     """
     if config.act_fn not in ACTIVATIONS:
         raise NotRepresentable(
-            f"TransformerLens has no activation {config.act_fn!r}.",
+            f"HookedTransformer has no activation {config.act_fn!r}.",
             where="config.json: activation_function",
-            do=f"TransformerLens knows {', '.join(ACTIVATIONS)}; --layout bridge keeps HF's own code.",
+            do="Use --layout bridge, which runs HF's own code; HookedTransformer has"
+            f" {', '.join(ACTIVATIONS)}.",
         )
     result: Json = {"model_name": model_name}
     result |= {name: value for name, value in (base or {}).items() if name in KEPT}

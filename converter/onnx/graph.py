@@ -178,7 +178,7 @@ def require_activation(name: str) -> None:
         raise NotRepresentable(
             f"The activation {name!r} is not one that the ONNX export knows.",
             where="config.json: activation_function",
-            do=f"It knows {', '.join(_ACTIVATIONS)}.",
+            do=f"Convert it without a graph; a graph can have {', '.join(_ACTIVATIONS)}.",
         )
 
 

@@ -24,6 +24,7 @@ from converter.dtypes import CODES
 from converter.errors import ConfigError
 from converter.layout import Layout, expand
 from converter.onnx.reading import read_onnx
+from converter.onnx.tensor_data import AGAIN
 from converter.onnx.weights import DTYPES, multiplies
 
 CONFIG, MADE = "neoconvert.config", "neoconvert.provenance"
@@ -168,7 +169,7 @@ def _embedded(reader: GraphReader, name: str) -> Json | None:
         raise ConfigError(
             f"The graph's metadata {name} is no JSON.",
             where=str(reader.path),
-            do="Export it again.",
+            do=AGAIN,
         ) from error
     return value if isinstance(value, dict) else None
 
@@ -198,7 +199,7 @@ def _stated(fields: Json, where: str) -> NeoConfig:
         or len(divisors) not in (0, found["n_layers"])
         or not all(isinstance(d, float) and math.isfinite(d) and d for d in divisors)
     ):
-        raise ConfigError("The graph's config is malformed.", where=where, do="Export it again.")
+        raise ConfigError("The graph's config is malformed.", where=where, do=AGAIN)
     found |= {
         "attn_types": tuple(map(str, types)),
         "score_divisors": tuple(divisors),

@@ -16,6 +16,7 @@ from converter.errors import CannotDoHere, CorruptFile
 from converter.onnx.bounds import Allowance, AsksTooMuch, bounded, to_open, to_run
 from converter.onnx.dialect import MASK, POSITIONS, TOKENS
 from converter.onnx.reading import ForeignGraph, read_onnx
+from converter.onnx.tensor_data import AGAIN
 
 Array = NDArray[Any]
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -122,7 +123,7 @@ class Session:
             raise CorruptFile(
                 f"onnxruntime refuses the graph: {str(error).splitlines()[0]}",
                 where=str(path),
-                do="Export it again.",
+                do=AGAIN,
             ) from error
         if cuda is not None and "CUDAExecutionProvider" not in self._session.get_providers():
             raise CannotDoHere(
@@ -201,7 +202,7 @@ class Session:
                 raise ForeignGraph(
                     f"The input {name} is {shape}, and not [batch, heads, past, width].",
                     where=str(self.file.path),
-                    do="Export it again.",
+                    do=AGAIN,
                 )
             yield name, (shape[1], shape[3])
 

@@ -23,9 +23,12 @@ _MAX_DIMS = 32
 Places = dict[Path, dict[str, tuple[int, int]] | None]
 """For each file seen, where its tensors are if it is a safetensors file."""
 
+AGAIN = "Download it again; or remove it, and export it again: neoconvert export-onnx CHECKPOINT"
+"""What to do about a graph that is damaged, or not of the weights beside it."""
+
 
 def corrupt(what: str, path: Path) -> CorruptFile:
-    return CorruptFile(f"{what}.", where=str(path), do="Export or download it again.")
+    return CorruptFile(f"{what}.", where=str(path), do=AGAIN)
 
 
 def check_reference(tensor: onnx.TensorProto, path: Path, places: Places) -> None:
@@ -63,18 +66,18 @@ def check_reference(tensor: onnx.TensorProto, path: Path, places: Places) -> Non
     if length != expected or offset + length > size:
         raise CorruptFile(
             f"Tensor {tensor.name} takes {expected} bytes; the graph gives it {length} at {offset}"
-            f" of the {size} in {location}.",
+            f" of the {size} in {location}, which is truncated or another model's.",
             where=where,
-            do="The weights are truncated, or of another model; export again.",
+            do=AGAIN,
         )
     if file not in places:
         places[file] = SafetensorsReader(file).places if file.suffix == ".safetensors" else None
     known = places[file]
     if known is not None and known.get(tensor.name) != (offset, length):
         raise TensorMismatch(
-            f"{location} does not hold {tensor.name} where the graph expects it.",
+            f"{location} does not hold {tensor.name} where the graph expects it: it was changed since.",
             where=where,
-            do="The weights have changed since the graph was written; export it again.",
+            do=AGAIN,
         )
 
 

@@ -141,7 +141,7 @@ def require_inline(nbytes: int) -> None:
         raise UsageError(
             f"The weights take {nbytes:,} bytes; an ONNX file with inline weights ends at 2 GB.",
             where="--weights inline",
-            do="Use --weights shared or external.",
+            do="Leave --weights out, or use --weights external with an OUTPUT directory.",
         )
 
 
@@ -155,7 +155,7 @@ def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
         raise UsageError(
             "The weights are in a pickle file, which a graph cannot point into.",
             where=str(checkpoint.source.path),
-            do="Use --weights external, or convert the checkpoint to safetensors first.",
+            do="Name an OUTPUT directory: the weights are written there as safetensors, with the graph.",
         )
     offsets = {file: SafetensorsReader(file).places for file in weight_files(checkpoint)}
     places: dict[str, Place] = {}

@@ -114,7 +114,7 @@ class RefactorFactoredAttnMatrices(Step):
                 raise BadInput(
                     "NaN or infinity has no singular value decomposition.",
                     where=name,
-                    do=f"Leave {self.name} out of --process.",
+                    do=f"Leave {self.name} out: --process default does.",
                 )
         result, folded = _FOLD.apply(unit)
         record: dict[str, NDArray[Any]] = dict(folded)

@@ -46,8 +46,10 @@ def parse(spec: str) -> tuple[Step, ...]:
                 if name not in _WORDS
                 else f"{name!r} stands alone; it does not go into a list of steps.",
                 where=f"--process {spec}",
-                do=f"Did you mean {' or '.join(close)}?"
-                if close and name not in _WORDS
+                do=f"Leave the others out, or choose from the steps: {', '.join(BY_NAME)}."
+                if name in _WORDS
+                else f"Did you mean {' or '.join(close)}?"
+                if close
                 else f"Choose from {', '.join(known)}.",
             )
     return in_order(names)

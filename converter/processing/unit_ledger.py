@@ -145,11 +145,18 @@ def tensor_of(key: str) -> str:
     return key.removeprefix("fold.")
 
 
+WITHOUT = (
+    "Put back the ledger that was written with these weights. Or do without: with no"
+    " ledger.safetensors there, the function comes back in the processed basis."
+)
+"""What to do about a ledger that is no use, whichever command reads it."""
+
+
 def corrupt(where: str, why: str) -> CorruptFile:
     return CorruptFile(
         f"The ledger does not fit itself: {why}.",
         where=where,
-        do="Use the ledger that was written beside these weights, unchanged, or --reverse functional.",
+        do=WITHOUT,
     )
 
 

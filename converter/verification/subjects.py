@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,8 +78,11 @@ def subjects_of(
             f"There is nothing here that {runtime} could run.",
             where=f"{artifact.source.given} ({'ONNX' if artifact.graph else artifact.layout})",
             do="Leave --runtime out."
-            if artifact.graph
-            else "Make a graph first: neoconvert export-onnx.",
+            if artifact.graph or artifact.source.live
+            else "Leave --runtime out, or have a graph written too: --format onnx."
+            if just_written
+            else "Leave --runtime out, or add a graph first: neoconvert export-onnx"
+            f" {shlex.quote(artifact.source.given)}",
         )
     return found
 
