@@ -203,7 +203,7 @@ def _by_weights_alone(
         return same, raw, [wrong + "It has the original's own weights."] if claims else []
     if not artifact.complete:
         return check, route, []
-    from converter.explaining import account
+    from converter.verification.account import account
 
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is what may be wrong
         found = account(route.source, artifact, say)

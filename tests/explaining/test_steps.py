@@ -98,6 +98,28 @@ def test_between_any_two_subsets(random_model: Checkpoint, tmp_path: Path) -> No
         assert (found.verdict == "same-weights") == (i == j), (i, j)
 
 
+@pytest.mark.parametrize("layouts", [("hooked", "hooked"), ("hf", "hooked")])
+def test_steps_that_went_opposite_ways(
+    layouts: tuple[str, str], biased_model: Checkpoint, tmp_path: Path
+) -> None:
+    """A model's own value biases are folded in one, and LayerNorm, which adds to them, in the other."""
+    folded = artifact(tmp_path / "a", biased_model, STEPS[:1], layouts[0])  # type: ignore[arg-type]
+    moved = artifact(tmp_path / "b", biased_model, STEPS[3:4], layouts[1])  # type: ignore[arg-type]
+    for found, undone in ((explain(folded, moved), FOLD), (explain(moved, folded), VALUES)):
+        assert not found.unexplained
+        assert found.verdict == "same-function"
+        assert VALUES in found.steps
+        assert set(found.undone) <= {undone}
+
+
+def test_what_a_step_does_as_well_is_its_own(biased_model: Checkpoint, tmp_path: Path) -> None:
+    """Refactoring folds value biases: what moved into b_O is its doing."""
+    found = explain(biased_model, artifact(tmp_path / "b", biased_model, STEPS[4:]))
+    steps = {fact.key: fact.steps for fact in found.tensors}
+    assert steps["blocks.0.attn.b_V"] == steps["blocks.0.attn.b_O"] == (REFACTOR,)
+    assert found.silence == {VALUES: f"{REFACTOR} does it as well"}
+
+
 @pytest.mark.parametrize("model", ["demo", "random", "biased"])
 @pytest.mark.parametrize("steps", SUBSETS, ids=label)
 def test_what_transformer_lens_itself_did(
