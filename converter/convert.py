@@ -56,7 +56,11 @@ def hf_to_tl(
         overwrite: replace OUTPUT, whole, once all is verified.
         dry_run: plan and write nothing.
         check: verify the files written (weights and function) before publishing.
-        device, runtime, effort, layers: of that verification; see `verify`.
+        device: where that verification runs the models; see `verify`.
+        runtime: "torch" or "onnxruntime" alone; see `verify`.
+        effort: how much it runs: "quick", "standard" or "thorough".
+        layers: measure the error after each layer even where nothing failed.
+        progress: called with what is going on; see `converter.progress`.
 
     Raises:
         UsageError: no such step, layout or other value; nothing has been written.

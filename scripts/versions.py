@@ -20,7 +20,7 @@ TESTS = (
     "tests/processing/test_against_transformer_lens.py", "tests/processing/test_portable.py",
     "tests/test_api.py", "tests/test_bad_input.py", "tests/test_cli.py", "tests/test_config.py",
     "tests/test_export.py", "tests/test_hub.py", "tests/test_in_memory.py",
-    "tests/test_open_model.py", "tests/test_readme.py", "tests/test_recognising.py",
+    "tests/test_open_model.py", "tests/docs/test_code.py", "tests/test_recognising.py",
     "tests/test_reversing.py", "tests/test_schema.py", "tests/test_sources.py",
     "tests/verification/test_probes.py", "tests/verification/test_program.py",
     "tests/verification/test_runtimes.py",

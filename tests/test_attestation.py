@@ -18,7 +18,7 @@ import converter
 from converter.checkpoint.record import changes, rerecord
 from tests.models import random_hf
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/files.md"
 Statements = list[dict[str, Any]]
 
 
@@ -191,7 +191,7 @@ def test_a_signed_directory(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "neo-tl"
     converter.hf_to_tl(root / "neo", out, process="default", check=False)
 
-    sign, verify = re.findall(r"^\$ (model_signing .*)$", README.read_text("utf-8"), re.MULTILINE)
+    sign, verify = re.findall(r"^\$ (model_signing .*)$", PAGE.read_text("utf-8"), re.MULTILINE)
 
     def run(command: str) -> int:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -21,7 +21,7 @@ from tests.models import random_hf
 ROOT = Path(__file__).parent.parent
 SNIPPETS = ROOT / "scripts/pipelines"
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/pipelines.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def load(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in SNIPPETS.iterdir()))
-def test_readme_shows_the_files_that_are_tested(name: str) -> None:
-    assert (SNIPPETS / name).read_text(encoding="utf-8") in README
+def test_the_page_shows_the_files_that_are_tested(name: str) -> None:
+    assert (SNIPPETS / name).read_text(encoding="utf-8") in PAGE
 
 
 def step(name: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_rows_of_one_length(client: Process, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_rows_are_not_supported(side: str, client: Process, tmp_path: Path) -> None:
-    """As README says. The longest row has no padding, and is right."""
+    """As docs/onnx.md says. The longest row has no padding, and is right."""
     model = random_model(tmp_path / "model", pad_token_id=0)
     converter.export_onnx(model, check=False)
     whole, mask = prompt(2), np.ones((2, 5), int)
