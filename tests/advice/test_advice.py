@@ -8,13 +8,41 @@ from pathlib import Path
 import pytest
 
 from converter.errors import NeoconvertError
-from tests.advice import adapter, batch, converting, foreign, opening, sites
+from tests.advice import adapter, batch, converting, foreign, opening, sites, verifying
 from tests.advice.row import Row, refusal, run
 
-ROWS: list[Row] = [*adapter.ROWS, *batch.ROWS, *opening.ROWS, *foreign.ROWS, *converting.ROWS]
+ROWS: list[Row] = [
+    *adapter.ROWS,
+    *batch.ROWS,
+    *opening.ROWS,
+    *foreign.ROWS,
+    *converting.ROWS,
+    *verifying.ROWS,
+]
 
 
-NOT_YET = ("onnx/", "verification/", "streaming", "exporting", "checkpoint/pickles")
+NOT_FOLLOWED = {
+    ("onnx/session.py", "onnxruntime cannot use the GPU here"): "needs onnxruntime-gpu",
+    (
+        "exporting.py",
+        "The converted files do not reproduce",
+    ): "a fault of neoconvert, to be reported",
+    ("verification/function.py", "_open"): "a fault of neoconvert, with another's words",
+    ("verification/passes.py", "_stopped"): "no row yet",
+    ("verification/remote.py", "_ask"): "the words of another refusal",
+    ("verification/lens.py", "TransformerBridge does not hold"): "no row yet",
+    ("verification/libraries.py", " tensor(s): "): "no row yet",
+    ("verification/runtimes.py", "The software that this layout"): "no row yet",
+    ("verification/verify.py", "The original is a graph whose"): "no row yet",
+    ("streaming.py", " throughout, and layout "): "no row yet",
+    ("onnx/bounds.py", "The graph takes more than"): "no row yet",
+    ("onnx/session.py", "onnxruntime refuses the graph"): "no row yet",
+    ("onnx/session.py", ", and not [batch, heads"): "no row yet",
+    ("checkpoint/pickles.py", "The pickle holds more than tensors"): "no row yet",
+    ("checkpoint/pickles.py", "The archive's pickle is larger"): "no row yet",
+    ("checkpoint/pickles.py", " values, of which a model has none"): "no row yet",
+}
+"""Refusals whose advice is not followed here, each with the reason."""
 
 
 @pytest.fixture
@@ -55,14 +83,12 @@ def test_followed(
 
 
 def test_every_refusal_has_a_row() -> None:
-    covered = {site for row in ROWS for site in sites.of(row.file, row.says)}
-    missing = [
-        str(site)
-        for site in sites.sites()
-        if site not in covered and not site.file.startswith(NOT_YET)
-    ]
+    known = [*((row.file, row.says) for row in ROWS), *NOT_FOLLOWED]
+    covered = {site for file, says in known for site in sites.of(file, says)}
+    missing = [str(site) for site in sites.sites() if site not in covered]
     assert not missing, "\n".join([f"{len(missing)} without a row in tests/advice:", *missing])
 
 
 def test_every_row_is_of_a_refusal() -> None:
-    assert not [row.name for row in ROWS if not sites.of(row.file, row.says)]
+    known = [*((row.file, row.says) for row in ROWS), *NOT_FOLLOWED]
+    assert not [pair for pair in known if not sites.of(*pair)]
