@@ -197,6 +197,8 @@ def _require_known(
 def _text(name: str, value: Any) -> str:
     if isinstance(value, (dict, list, bool)):
         raise UsageError(f"{name} is {value!r}.", where=name, do="Give a text or a number.")
+    if "\0" in str(value):
+        raise UsageError(f"{name} has a null character in it.", where=name, do="Leave it out.")
     return str(value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import sys
 import traceback
@@ -14,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from converter import strict_json
 from converter.errors import NeoconvertError
 from converter.interrupts import Interrupted, handled
 from converter.output import LONGEST, inert, steady
@@ -68,7 +68,7 @@ def print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
     """One document; of a batch, one line, since more come."""
     indent = None if command == "batch" else 2
     head = {"schema_version": SCHEMA_VERSION, "command": command, "exit_code": exit_code}
-    click.echo(json.dumps(head | document, indent=indent, allow_nan=False))
+    click.echo(strict_json.dumps(head | document, indent))
 
 
 def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:

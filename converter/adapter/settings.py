@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.checkpoint.config import Json
+from converter.checkpoint.config import Json, is_finite
 from converter.errors import ConfigError, NotRepresentable
 
 _INERT = {
@@ -159,11 +159,8 @@ def _rank(value: Any, name: str, where: str) -> int:
 
 
 def _number(value: Any, name: str, where: str) -> float:
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    except OverflowError:
-        pass
+    if is_finite(value):
+        return float(value)
     raise _wrong(name, value, "a finite number", where)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import glob
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from converter import strict_json
 from converter.checkpoint import hub
 from converter.errors import BadInput, UsageError
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_MOST = 64 * 2**20
 _GLOB = re.compile(r"[*?[]")
 
 
@@ -38,7 +39,15 @@ def read(path: Path) -> list[Row]:
         UsageError: it is neither; the message names the line. BadInput: it cannot be read.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        with open(path, "rb") as file:  # also a pipe
+            content = file.read(_MOST + 1)
+        if len(content) > _MOST:
+            raise BadInput(
+                f"The manifest is over {_MOST >> 20} MiB.",
+                where=str(path),
+                do="Split it into several.",
+            )
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"The manifest cannot be read: {getattr(error, 'strerror', None) or error}.",
@@ -60,8 +69,8 @@ def _json(text: str, path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            cells = strict_json.loads(line)
+        except ValueError as error:
             raise _malformed(path, number, f"is no JSON: {error}") from error
         if not isinstance(cells, dict):
             raise _malformed(path, number, "is no JSON object")

@@ -76,14 +76,20 @@ def integer(config: Mapping[str, Any], name: str, default: Any, where: str) -> i
     return value
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value of JSON is a number that a float holds."""
+    try:
+        return (
+            not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+        )
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
 def checked(fields: dict[str, Any], where: str) -> NeoConfig:
     """The rules that hold in either config."""
     eps = fields["eps"]
-    if (
-        isinstance(eps, bool)
-        or not isinstance(eps, (int, float))
-        or not (math.isfinite(eps) and eps >= 0)
-    ):
+    if not is_finite(eps) or eps < 0:
         raise fail(
             f"The LayerNorm epsilon is {eps!r}: expected a finite number, zero or more.", where
         )
@@ -92,7 +98,8 @@ def checked(fields: dict[str, Any], where: str) -> NeoConfig:
             f"d_model {fields['d_model']} is not divisible by the {fields['n_heads']} heads.", where
         )
     types = fields["attn_types"]
-    if len(types) != fields["n_layers"] or set(types) - {"global", "local"}:
+    known = all(kind in ("global", "local") for kind in types)
+    if len(types) != fields["n_layers"] or not known:
         raise fail(
             f"The attention types {list(types)[:8]} do not say global or local for each of"
             f" {fields['n_layers']} layers.",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from converter import strict_json
 from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign
 from converter.checkpoint.foreign_folders import ANY_INDEX, nothing_here
 from converter.checkpoint.reader import Reader, SafetensorsReader
@@ -19,6 +19,8 @@ Json = dict[str, Any]
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 _MAX_JSON_BYTES = 64 * 2**20
+_LONGEST_NAME = 255
+"""Bytes that any file system takes."""
 
 
 @dataclass
@@ -155,6 +157,7 @@ def _without_index(directory: Path) -> Files | None:
 
 def _plain_file_name(name: str) -> bool:
     safe = name not in ("", ".", "..") and not set(name) & {"\0", "/", "\\", ":"}
+    safe = safe and len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
     return (
         safe
         and PurePosixPath(name).name == PureWindowsPath(name).name == name
@@ -189,8 +192,8 @@ def read_json(path: Path) -> Json:
         text = content.decode("utf-8")
         if error := pointer(path, text):
             raise error
-        value = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        value = strict_json.loads(text)
+    except (OSError, ValueError) as error:
         if isinstance(error, OSError) and passing(error):
             raise
         raise ConfigError(

@@ -6,12 +6,12 @@ checkpoints are some steps down.
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from converter import strict_json
 from converter.checkpoint import recipes
 from converter.checkpoint.foreign_formats import Found, by_name
 from converter.checkpoint.listing import Listing, listed, natural, walked
@@ -24,6 +24,8 @@ _NOT_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|sampler|rng_state.*|adapter_model|random_states.*)"
     r"(_\d+)?\.\w+|ledger\.safetensors"
 )
+_MOST = 2**20
+"""Bytes of an adapter's config."""
 _ZERO = r".*(optim_states|zero_pp_rank_\d+.*_model_states)\.pt"
 
 
@@ -75,10 +77,12 @@ def _adapter(here: Listing) -> Found | None:
         return None
     base = "BASE"
     try:
-        text = (here.directory / "adapter_config.json").read_text(encoding="utf-8")
-        config = json.loads(text)
-        base = str(config.get("base_model_name_or_path") or base)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        path = here.directory / "adapter_config.json"
+        if path.is_file():  # and no pipe or device
+            with open(path, "rb") as file:
+                config = strict_json.loads(file.read(_MOST).decode("utf-8"))
+            base = str(config.get("base_model_name_or_path") or base)
+    except (OSError, ValueError, AttributeError):
         pass
     return (
         "The directory holds an adapter (PEFT) and not the model that it adapts.",

@@ -11,15 +11,17 @@ from converter.errors import ConfigError
 HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 """transformers' other names of these fields. Where both are there, the alias wins, as there."""
 
+_MOST_LAYERS = 2**20
 _NUMBER, _TOKEN = (int, float), (int, type(None))
 _OPTIONAL: dict[str, tuple[type, ...]] = {
     "tie_word_embeddings": (bool,), "use_cache": (bool,), "initializer_range": (float,),
+    "layer_norm_epsilon": (float,),
     "resid_dropout": _NUMBER, "embed_dropout": _NUMBER, "attention_dropout": _NUMBER,
     "classifier_dropout": _NUMBER, "bos_token_id": _TOKEN, "pad_token_id": _TOKEN,
     "eos_token_id": (*_TOKEN, list),
 }  # fmt: skip
-"""Fields that we only pass on, and the types that transformers takes: with others it refuses the
-whole config."""
+"""Fields that we only pass on or take any number for, and the types that transformers takes: with
+others it refuses the whole config."""
 
 
 def from_hf(
@@ -40,6 +42,9 @@ def from_hf(
             where,
             "Name a GPT-Neo checkpoint, such as EleutherAI/gpt-neo-125m.",
         )
+    for name, alias in HF_ALIASES.items():  # transformers checks what it does not use, too
+        if name in config and alias in config:
+            integer(config, name, None, where)
     config = {**config, **{k: config[alias] for k, alias in HF_ALIASES.items() if alias in config}}
     _require_optional(config, where)
     left_out = [f"{name}={default}" for _, name, default in PAIRS if name not in config]
@@ -72,6 +77,8 @@ def _require_optional(config: Mapping[str, Any], where: str) -> None:
     for name, types in _OPTIONAL.items():
         value = config.get(name) if name in config else False
         right = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+        ids = value if isinstance(value, list) else []
+        right = right and all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
         if name in config and not right:
             raise fail(
                 f"{name} is {str(value)[:40]!r}: transformers does not open such a config.",
@@ -93,6 +100,7 @@ def _attention_layers(
     """The layers' attention, as transformers finds it: `attention_layers` where it is there,
     whatever `attention_types` says, else `attention_types` expanded."""
     types = config.get("attention_types")
+    _require_expandable(types, where)
     expanded = _expanded([[["global", "local"], 12]] if types is None else types, n_layers)
     if "attention_layers" not in config:
         if expanded is None:
@@ -117,6 +125,26 @@ def _attention_layers(
         what = "leaves out attention_types" if types is None else "has other attention_types"
         notes.append(f"config.json {what}: attention_layers counts, as in transformers")
     return tuple(map(str, stated))
+
+
+def _require_expandable(types: Any, where: str) -> None:
+    """
+    Raises:
+        ConfigError: transformers, which expands attention_types even where attention_layers goes
+            before it, would stop at it or fill the memory.
+    """
+    sound = types is None or (
+        isinstance(types, list)
+        and all(isinstance(item, list) and len(item) > 1 for item in types)
+        and all(isinstance(i[0], (list, str)) and isinstance(i[1], int) for i in types)
+        and sum(max(0, item[1]) * max(1, len(item[0])) for item in types) <= _MOST_LAYERS
+    )
+    if not sound:
+        raise fail(
+            f"attention_types {str(types)[:80]} is no list of names of layers, each with a number of times.",
+            where,
+            "Correct it, or remove it where the config has attention_layers.",
+        )
 
 
 def _expanded(types: Any, n_layers: int) -> list[str] | None:

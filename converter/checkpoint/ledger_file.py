@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from converter import strict_json
 from converter.checkpoint.reader import open_safetensors
 from converter.checkpoint.source import LEDGER
 from converter.dtypes import sha256
@@ -143,8 +144,8 @@ def open_ledger(directory: Path) -> LedgerFile | None:
         return None
     try:
         with open_safetensors(path) as file:
-            return _parsed(json.loads((file.metadata() or {})["ledger"]), path)
-    except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
+            return _parsed(strict_json.loads((file.metadata() or {})["ledger"]), path)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise _unreadable(reason, path) from error
     except CorruptFile as error:

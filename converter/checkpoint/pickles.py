@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import re
 import types
@@ -14,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from converter import strict_json
+from converter.checkpoint import legacy_pickles
 from converter.checkpoint.reader import Entry, TorchReader, odd_kind, plain
 from converter.errors import CannotDoHere, CorruptFile, PickleRefused
 
@@ -107,7 +108,11 @@ def load(path: str | Path) -> Any:
             raise _refusal(path, "")
     try:
         with torch.serialization.safe_globals(_inert()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            if _is_zip(path):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return legacy_pickles.load(path)
+    except CorruptFile:
+        raise
     except Exception as error:  # torch raises many kinds; each is this file's fault
         raise _refusal(path, str(error)) from error
 
@@ -250,8 +255,8 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return strict_json.loads(text)
+    except ValueError:
         return None
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer
+from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer, is_finite
 from converter.errors import NotRepresentable
 
 ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu")
@@ -165,11 +165,7 @@ def _score_divisors(
     if config.get("use_attn_scale", True):
         stated = config.get("attn_scale")
         divisor = math.sqrt(d_head) if stated in (None, -1.0) else stated
-    if (
-        isinstance(divisor, bool)
-        or not isinstance(divisor, (int, float))
-        or not (math.isfinite(divisor) and divisor)
-    ):
+    if not is_finite(divisor) or not divisor:
         raise fail(f"attn_scale is {divisor!r}: expected a finite number other than zero.", where)
     if config.get("scale_attn_by_inverse_layer_idx"):
         return tuple(divisor * (layer + 1) for layer in range(n_layers))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from converter import strict_json
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.config import checked, integer
 from converter.checkpoint.files import Json, read_json
@@ -164,8 +165,8 @@ def metadata(config: NeoConfig, made: Json) -> dict[str, str]:
 
 def _embedded(reader: GraphReader, name: str) -> Json | None:
     try:
-        value: Any = json.loads(reader.metadata.get(name, "null"))
-    except (ValueError, RecursionError) as error:
+        value: Any = strict_json.loads(reader.metadata.get(name, "null"))
+    except ValueError as error:
         raise ConfigError(
             f"The graph's metadata {name} is no JSON.",
             where=str(reader.path),

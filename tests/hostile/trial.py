@@ -170,9 +170,9 @@ def _become(arguments: list[str], place: Path, notes: Path, main: Callable[..., 
     os.chdir(place)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     room = 6 * 2**30  # so that what takes all memory ends here and not elsewhere
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + room,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + room,) * 2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, did = _status("VmRSS"), _watched(place)
+    before, did = status("VmRSS"), watched(place)
     try:
         main(arguments, prog_name="neoconvert")
         code: Any = 0
@@ -181,7 +181,7 @@ def _become(arguments: list[str], place: Path, notes: Path, main: Callable[..., 
     did += [f"imported {m.__file__}" for m in _modules_in(place)]
     sys.stdout.flush()
     sys.stderr.flush()
-    document = {"nbytes": _status("VmHWM") - before, "did": sorted(set(did))}
+    document = {"nbytes": status("VmHWM") - before, "did": sorted(set(did))}
     (notes / "said").write_text(json.dumps(document))
     os._exit(code if isinstance(code, int) else 98)
 
@@ -191,7 +191,7 @@ def _modules_in(place: Path) -> list[Any]:
     return [m for m in found if Path(str(m.__file__)).is_relative_to(place)]
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -209,7 +209,7 @@ _CHANGES = {
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def _watched(place: Path) -> list[str]:
+def watched(place: Path) -> list[str]:
     """What Python does from now on that it should not."""
     did: list[str] = []
 
