@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from difflib import get_close_matches
@@ -197,9 +198,14 @@ def _require_known(
 def _text(name: str, value: Any) -> str:
     if isinstance(value, (dict, list, bool)):
         raise UsageError(f"{name} is {value!r}.", where=name, do="Give a text or a number.")
-    if "\0" in str(value):
-        raise UsageError(f"{name} has a null character in it.", where=name, do="Leave it out.")
-    return str(value)
+    text = str(value)
+    try:
+        possible = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a character
+        possible = False
+    if not possible:
+        raise UsageError(f"{name} holds a character that no path or name has.", where=name, do="Leave it out.")  # fmt: skip
+    return text
 
 
 def _arguments(name: str, value: Any, option: click.Option, found: Found) -> list[str]:

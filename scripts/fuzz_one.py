@@ -93,7 +93,7 @@ def main(name: str, folder: Path, seconds: int) -> None:
     arguments = [
         sys.argv[0], str(folder / "corpus"), f"-max_total_time={seconds}", f"-max_len={_LONGEST}",
         "-timeout=60", "-rss_limit_mb=6000", f"-artifact_prefix={folder}/findings/", "-print_final_stats=1",
-        "-len_control=0", "-reload=0",
+        "-report_slow_units=60", "-len_control=0", "-reload=0",
     ]  # fmt: skip
     mutate: Any = run.mutated
     atheris.Setup(arguments, run.one, custom_mutator=mutate, internal_libfuzzer=True)

@@ -186,8 +186,8 @@ def _refuse_archives(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except zipfile.BadZipFile:
-        entries = []
+    except Exception as error:  # damaged, or read by torch otherwise than by Python
+        raise _refusal(path, "") from error
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise CorruptFile(
             "The file is a TorchScript program, not a state dict.", where=str(path), do=_ALONE

@@ -134,7 +134,7 @@ def split_by_size(sizes: dict[str, int], max_shard_size: str | int) -> dict[str,
             filename_pattern="model{suffix}.safetensors",
             max_shard_size=limit,
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(
             f"--max-shard-size {max_shard_size!r} is not a size.",
             where="--max-shard-size",

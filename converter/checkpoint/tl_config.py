@@ -116,9 +116,9 @@ def from_tl(
     n_layers = fields["n_layers"]
     types = config.get("attn_types")
     local = bool(config.get("use_local_attn"))
+    if n_layers > 2**20:  # before anything is made for each
+        raise fail(f"n_layers is {n_layers}.", where)
     if not local:
-        if n_layers > 2**20:
-            raise fail(f"n_layers is {n_layers}.", where)
         types = ["global"] * n_layers
     elif not isinstance(types, (list, tuple)):
         raise fail("use_local_attn is set, but attn_types is not a list.", where)

@@ -71,10 +71,12 @@ class GraphReader(Reader):
         """Names of the matrices by which the graph multiplies as they are, [in, out]."""
         found, widened = set(), {}
         for node in self.model.graph.node:
-            if node.op_type == "Cast":
+            if node.op_type == "Cast" and node.input and node.output:
                 widened[node.output[0]] = node.input[0]
-            if node.op_type in _PRODUCTS and not any(
-                a.name == "transB" and a.i for a in node.attribute
+            if (
+                node.op_type in _PRODUCTS
+                and len(node.input) > 1
+                and not any(a.name == "transB" and a.i for a in node.attribute)
             ):
                 found.add(widened.get(node.input[1], node.input[1]))
         return found

@@ -117,11 +117,15 @@ class Session:
         try:
             with self._within(allowed, cancel):
                 self._session: Any = ort.InferenceSession(graph, options, providers=providers)
+            inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+            self._dtypes = {i.name: _DTYPES.get(i.type) for i in inputs}
+            self.inputs: dict[str, list[int | str]] = {i.name: i.shape for i in inputs}
+            self.outputs: dict[str, list[int | str]] = {o.name: o.shape for o in outputs}
         except (AsksTooMuch, MemoryError):
             raise
         except Exception as error:  # its exceptions have no base of their own
             raise CorruptFile(
-                f"onnxruntime refuses the graph: {str(error).splitlines()[0]}",
+                f"onnxruntime refuses the graph: {(str(error) or repr(error)).splitlines()[0]}",
                 where=str(path),
                 do=AGAIN,
             ) from error
@@ -131,13 +135,6 @@ class Session:
                 where=f"onnxruntime {ort.__version__}: {', '.join(self._session.get_providers())}",
                 do="pip install onnxruntime-gpu, or use --device cpu.",
             )
-        self._dtypes = {i.name: _DTYPES.get(i.type) for i in self._session.get_inputs()}
-        self.inputs: dict[str, list[int | str]] = {
-            i.name: i.shape for i in self._session.get_inputs()
-        }
-        self.outputs: dict[str, list[int | str]] = {
-            o.name: o.shape for o in self._session.get_outputs()
-        }
         self._past = dict(self._past_shapes())
 
     def __call__(

@@ -124,7 +124,7 @@ def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
     for tensor in graph.initializer:
         shape = f"{tensor.data_type} {list(tensor.dims)} ".encode()
         known = tensor.name in weights
-        value = b"" if known else onnx.numpy_helper.to_array(tensor).tobytes()
+        value = b"" if known else _value_of(tensor)
         add("weight" if known else "constant", tensor.name, shape + value)
     rest = onnx.ModelProto()
     rest.functions.extend(model.functions)
@@ -134,6 +134,13 @@ def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
     rest.ir_version = model.ir_version
     add("model", "versions and functions", rest.SerializeToString(deterministic=True))
     return parts
+
+
+def _value_of(tensor: onnx.TensorProto) -> bytes:
+    """A constant's value; of one in another file, where it is, which no constant of ours has."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return bytes(tensor.SerializeToString(deterministic=True))
+    return onnx.numpy_helper.to_array(tensor).tobytes()
 
 
 def _differing(expected: Parts, found: Parts) -> Iterator[str]:

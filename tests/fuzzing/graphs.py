@@ -56,7 +56,8 @@ def _run_graph(data: bytes, place: Path) -> object:
     try:
         found = session(tokens)
     except Exception as error:  # its exceptions have no base of their own
-        if not type(error).__module__.startswith("onnxruntime"):
+        theirs = type(error).__module__.startswith("onnxruntime")
+        if not (theirs or isinstance(error, UnicodeDecodeError)):  # a message that is no text
             raise
         raise CorruptFile(str(error), where=str(path), do="Export it again.") from error
     return {name: (value.dtype, value.shape) for name, value in found.items()}
