@@ -23,6 +23,7 @@ from converter.output import inert
 _BLOCK = re.compile(r"blocks\.(\d+)\b")
 
 
+_FUSED = "/MatMulAddFusion"
 _ALIKE = 0.5
 """The share of its nodes that makes a graph ours, whoever it says has written it. Those of other
 exporters have other names, and none in common."""
@@ -61,8 +62,9 @@ def compare_nodes(checkpoint: Checkpoint) -> Nodes:
     if producer == PRODUCER and dialect != DIALECT:
         why = f"it is of neoconvert's dialect {inert(dialect)}; this version knows {DIALECT}"
         return Nodes(ours=True, unknown=why)
-    known, expected = _expected(checkpoint)
-    found = _parts(reader.model, known)
+    known, model = _expected(checkpoint)
+    fused = _fused_as(reader.model, model)  # which its optimiser has sorted anew, too
+    expected, found = _parts(fused or model, known), _parts(reader.model, known)
     nodes = [key for key in found if key[0] == "node"]
     alike = sum(expected.get(key) == found[key] for key in nodes)
     if producer != PRODUCER and alike < _ALIKE * len(nodes):
@@ -70,7 +72,7 @@ def compare_nodes(checkpoint: Checkpoint) -> Nodes:
     names = list(_differing(expected, found))
     order = [name for kind, name, _ in found if kind == "node" and name not in names]
     made = [name for kind, name, _ in expected if kind == "node" and name not in names]
-    moved = [a for a, b in zip(order, made, strict=True) if a != b][:1]
+    moved = [] if fused else [a for a, b in zip(order, made, strict=True) if a != b][:1]
     return Nodes(ours=True, differing=tuple(names or moved))
 
 
@@ -78,7 +80,7 @@ def _named(producer: str) -> str:
     return inert(producer) or "an unknown program"
 
 
-def _expected(checkpoint: Checkpoint) -> tuple[set[str], Parts]:
+def _expected(checkpoint: Checkpoint) -> tuple[set[str], onnx.ModelProto]:
     """The names of the weights, and what the config makes of them. A weight that the graph has not
     by name is expected all the same, unless it may be left out."""
     reader = reader_of(checkpoint)
@@ -95,8 +97,31 @@ def _expected(checkpoint: Checkpoint) -> tuple[set[str], Parts]:
     assert checkpoint.graph is not None
     file = reader.file
     model = build(weights, checkpoint.graph.parent, with_past=file.with_past, hooks=file.hooks)
-    known = {place.name for place in places.values()}
-    return known, _parts(ir.to_proto(model), known)
+    return {place.name for place in places.values()}, ir.to_proto(model)
+
+
+def _fused_as(found: onnx.ModelProto, expected: onnx.ModelProto) -> onnx.ModelProto | None:
+    """`expected`, with each product and the sum after it as one Gemm where `found` has them so,
+    under the name that onnxruntime's optimiser gives it ("basic" and up). None: nowhere."""
+    fused = {n.name.removesuffix(_FUSED) for n in found.graph.node if n.name.endswith(_FUSED)}
+    nodes, products = [], {}
+    for node in expected.graph.node:
+        if node.name in fused and node.op_type == "MatMul":
+            products[node.output[0]] = node
+        elif node.op_type == "Add" and node.input[0] in products:
+            product, bias = products[node.input[0]], node.input[1]
+            inputs = [*product.input, bias]
+            name = product.name + _FUSED
+            nodes.append(onnx.helper.make_node("Gemm", inputs, [node.output[0]], name=name))
+        else:
+            nodes.append(node)
+    if not products:
+        return None
+    whole = onnx.ModelProto()
+    whole.CopyFrom(expected)
+    del whole.graph.node[:]
+    whole.graph.node.extend(nodes)
+    return whole
 
 
 Parts = dict[tuple[str, str, int], bytes]
@@ -113,10 +138,15 @@ def _parts(model: onnx.ModelProto, weights: set[str]) -> Parts:
         counts[kind, name] += 1
 
     graph = model.graph
+    newest = onnx.defs.onnx_opset_version()
+    version = next((o.version for o in model.opset_import if not o.domain), newest)
+    version = min(max(version, 1), newest)  # else no such number can be asked for
     for node in graph.node:
         bare = onnx.NodeProto()
         bare.CopyFrom(node)
         bare.ClearField("doc_string")  # a comment
+        del bare.attribute[:]
+        bare.attribute.extend(_attributes(node, version))
         add("node", node.name, bare.SerializeToString(deterministic=True))
     for kind, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
@@ -141,6 +171,16 @@ def _value_of(tensor: onnx.TensorProto) -> bytes:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return bytes(tensor.SerializeToString(deterministic=True))
     return onnx.numpy_helper.to_array(tensor).tobytes()
+
+
+def _attributes(node: onnx.NodeProto, version: int) -> list[onnx.AttributeProto]:
+    """In order, without those that say what holds without them."""
+    try:
+        known = onnx.defs.get_schema(node.op_type, version, node.domain).attributes
+    except onnx.defs.SchemaError:  # of the graph's own functions
+        known = {}
+    said = [a for a in node.attribute if a.name not in known or a != known[a.name].default_value]
+    return sorted(said, key=lambda attribute: attribute.name)
 
 
 def _differing(expected: Parts, found: Parts) -> Iterator[str]:

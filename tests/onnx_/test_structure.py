@@ -214,3 +214,35 @@ def test_a_config_beside_the_graph_that_is_another_models(tmp_path: Path) -> Non
     assert result.weights is not None
     assert result.weights.config == ("config.json: n_heads",)
     assert not result.passed
+
+
+def test_what_onnxruntime_optimises_at_basic_is_compared_node_by_node(
+    tiny: Checkpoint, tmp_path: Path
+) -> None:
+    """It fuses products and sums, and writes attributes out."""
+    honest = export(tiny, tmp_path / "x", weights="inline").path
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    optimised = tmp_path / "x" / "basic.onnx"
+    options.optimized_model_filepath = str(optimised)
+    onnxruntime.InferenceSession(str(honest), options, providers=["CPUExecutionProvider"])
+    assert any("Fusion" in node.name for node in onnx.load_model(str(optimised)).graph.node)
+    assert compare_nodes(open_artifact(optimised)) == SAME
+
+    def exchanged(model: onnx.ModelProto) -> None:
+        """One fused product reads the bias of the next."""
+        first, second = [n for n in model.graph.node if n.name.endswith("AddFusion")][:2]
+        first.input[2], second.input[2] = second.input[2], first.input[2]
+
+    def epsilon_left(model: onnx.ModelProto) -> None:
+        """A default is no longer the same where it stands for another value."""
+        node = next(n for n in model.graph.node if n.op_type == "Gelu")
+        kept = [a for a in node.attribute if a.name != "approximate"]
+        assert len(kept) < len(node.attribute)
+        del node.attribute[:]
+        node.attribute.extend(kept)
+
+    for edit in (exchanged, epsilon_left):
+        optimised_again = tmp_path / "x" / f"{edit.__name__}.onnx"
+        optimised_again.write_bytes(optimised.read_bytes())
+        assert compare_nodes(open_artifact(edited(optimised_again, edit))).differing
