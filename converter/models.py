@@ -105,7 +105,7 @@ def to_hooked(
         Others: see `to_state_dict`.
     """
     require_hooked("to_hooked", "Use converter.to_bridge, which gives the same hooks and function.")
-    from converter.verification.lens import hooked_model
+    from converter.verification.libraries import hooked_model
 
     where = _device(source, device)
     made = _made(source, "hooked", process, "auto", dtype, progress)
@@ -130,7 +130,7 @@ def to_bridge(
         Others: see `to_state_dict`.
     """
     require_bridge("to_bridge", "Upgrade transformer-lens, or use converter.to_hooked.")
-    from converter.verification.lens import bridge_model
+    from converter.verification.libraries import bridge_model
 
     where = _device(source, device)
     made = _made(source, "bridge", process, "auto", dtype, progress)

@@ -21,7 +21,7 @@ _NEEDED = [
     "transformers.models.gpt2.tokenization_gpt2", "transformer_lens", "converter.adapter",
     "converter.convert", "converter.explaining", "converter.onnx.export", "converter.inspection",
     "converter.verification.function", "converter.verification.onnx_runtime",
-    "converter.verification.lens", "converter.verification.program", "converter.display",
+    "converter.verification.libraries", "converter.verification.program", "converter.display",
 ]  # fmt: skip
 """In memory before the first, so that each is charged with its own."""
 

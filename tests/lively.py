@@ -79,8 +79,7 @@ def bridge(model: Any) -> Any:
     """A raw TransformerBridge around a live model."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from converter.verification.lens import _placeholder_tokenizer
-    from converter.verification.libraries import quiet
+    from converter.verification.libraries import _placeholder_tokenizer, quiet
 
     with quiet():
         return TransformerBridge.boot_transformers(

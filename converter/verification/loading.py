@@ -31,7 +31,7 @@ def load_hooked(directory: str | Path, device: str | None = None) -> Any:
         "Use converter.to_bridge(directory); or run `neoconvert tl-to-hf` and open the result with"
         " TransformerBridge.boot_transformers(dir).",
     )
-    from converter.verification.lens import hooked_model
+    from converter.verification.libraries import hooked_model
 
     return hooked_model(checkpoint, resolve_device(device), tokenizer=True)
 
@@ -45,7 +45,7 @@ def load_bridge(directory: str | Path, device: str | None = None) -> Any:
     """
     checkpoint = _opened(directory, "bridge")
     require_bridge(directory, "Use converter.to_hooked(directory), or upgrade transformer-lens.")
-    from converter.verification.lens import bridge_model
+    from converter.verification.libraries import bridge_model
 
     return bridge_model(checkpoint, resolve_device(device))
 

@@ -15,8 +15,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError
 from converter.telling import told
 from converter.verification.evidence import NotComparable
-from converter.verification.lens import bridge_model, hooked_model
-from converter.verification.libraries import hf_model
+from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
     has_bridge,
     has_hooked_transformer,

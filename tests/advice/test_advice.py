@@ -30,7 +30,7 @@ NOT_FOLLOWED = {
     ("verification/function.py", "_open"): "a fault of neoconvert, with another's words",
     ("verification/passes.py", "_stopped"): "no row yet",
     ("verification/remote.py", "_ask"): "the words of another refusal",
-    ("verification/lens.py", "TransformerBridge does not hold"): "no row yet",
+    ("verification/libraries.py", "TransformerBridge does not hold"): "no row yet",
     ("verification/libraries.py", " tensor(s): "): "no row yet",
     ("verification/runtimes.py", "The software that this layout"): "no row yet",
     ("verification/verify.py", "The original is a graph whose"): "no row yet",

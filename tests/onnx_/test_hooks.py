@@ -15,7 +15,7 @@ import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import UsageError
 from converter.onnx import Session, export, hook_names, past_of
-from converter.verification.lens import bridge_model, hooked_model
+from converter.verification.libraries import bridge_model, hooked_model
 from tests.marks import needs_hooked
 from tests.models import write_as
 from tests.onnx_.running import tokens_of

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import converter
@@ -15,6 +16,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.onnx import export
 from converter.onnx.opening import open_graph
 from converter.onnx.structure import Nodes, compare_nodes, unit_of
+from converter.opening import open_artifact
 from converter.verification import verify
 from tests.models import random_hf
 

@@ -17,7 +17,7 @@ from converter.route import Expected
 from converter.routing import plain
 from converter.verification import Probe
 from converter.verification.activations import activation_named
-from converter.verification.lens import hooked_model
+from converter.verification.libraries import hooked_model
 from converter.verification.reference import forward
 from tests.marks import needs_hooked
 from tests.models import random_hf, write_as
