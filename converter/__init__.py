@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from converter.models import to_bridge, to_hf_model, to_hooked, to_state_dict
     from converter.opening import open_artifact
     from converter.pipeline import Conversion
+    from converter.recorded import reference
     from converter.verification.loading import load_bridge, load_hooked
     from converter.verification.result import Verification
     from converter.verification.verify import verify
@@ -74,6 +75,7 @@ _HOMES = {
     "open_checkpoint": "checkpoint",
     "open_model": "checkpoint",
     "tl_to_hf": "convert",
+    "reference": "recorded",
     "to_bridge": "models",
     "to_hf_model": "models",
     "to_hooked": "models",
@@ -122,6 +124,7 @@ __all__ = [
     "open_artifact",
     "open_checkpoint",
     "open_model",
+    "reference",
     "tl_to_hf",
     "to_bridge",
     "to_hf_model",

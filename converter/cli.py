@@ -21,9 +21,10 @@ from converter.cli_options import (
     printing,
     processing,
     reading,
+    running,
     verifying,
 )
-from converter.cli_running import conversion, opened, report_to, require_report, verified
+from converter.cli_running import READING, conversion, opened, report_to, require_report, verified
 from converter.errors import UsageError
 from converter.output import shown
 
@@ -216,6 +217,8 @@ def verify(
     neoconvert verify my-model my-model-tl
     neoconvert verify my-model my-model-tl my-model-js --effort quick
     """
+    from converter.recorded import Recorded
+    from converter.recorded.file import is_reference
     from converter.verification.original import Original
 
     require_report(report)
@@ -225,16 +228,27 @@ def verify(
             where=f"--report {report}",
             do="Verify one at a time, or take --json.",
         )
-    first = opened(
-        original,
-        revision=revision,
-        cfg=cfg,
-        allow_pickle=allow_pickle,
-        adapter=adapter,
-        graphs=True,
+    recorded = is_reference(Path(original).expanduser())
+    given = {"--revision": revision, "--cfg": cfg, "--adapter": adapter}
+    if recorded and (names := [name for name, value in given.items() if value]):
+        raise UsageError(
+            "A reference file is read by itself.", where=names[0], do=f"Leave {names[0]} out."
+        )
+    known = (
+        Recorded(Path(original).expanduser())
+        if recorded
+        else Original(
+            opened(
+                original,
+                revision=revision,
+                cfg=cfg,
+                allow_pickle=allow_pickle,
+                adapter=adapter,
+                graphs=True,
+            )
+        )
     )
     opened_all = [opened(name, allow_pickle=allow_pickle, graphs=True) for name in artifacts]
-    known = Original(first)
     documents = []
     for name, artifact in zip(artifacts, opened_all, strict=True):
         if len(artifacts) > 1:
@@ -246,6 +260,43 @@ def verify(
     (document,) = documents
     written = report_to(report, document, artifacts[0], display)
     return document, 1 if not document["passed"] else 0 if written else 3
+
+
+@main.command("reference")
+@click.argument("original")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@reading
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TEXT",
+    help="Probe this text too.",
+)
+@running
+@click.option(
+    "--overwrite", is_flag=True, help="Replace FILE, if it is a reference that neoconvert wrote."
+)
+@printing
+@reporting
+def reference(original: str, file: Path, display: Any, **options: Any) -> Any:
+    """Write what verify needs of ORIGINAL to one small FILE.
+
+    verify takes FILE in ORIGINAL's place, and neither reads nor runs ORIGINAL again: probes, the
+    float64 log-probabilities at some tokens, float32's noise, and digests of the weights.
+
+    \b
+    neoconvert reference EleutherAI/gpt-neo-125m neo-125m.reference
+    neoconvert verify neo-125m.reference my-neo-tl
+    """
+    from converter.recorded import reference as run
+
+    reading = {name: options.pop(name) for name in READING}
+    checkpoint = opened(original, graphs=True, **reading)
+    with display.progress() as progress:
+        document = run(checkpoint, file, progress=progress, **options)
+    count = len(document["probes"])
+    display.say(f"{shown(file)}: {document['bytes']:,} bytes, {count} probes")
+    return document, 0
 
 
 @main.command("explain")

@@ -98,7 +98,7 @@ converting = _options(
 )
 
 
-verifying = _options(
+running = _options(
     click.option(
         "--device",
         default="auto",
@@ -107,16 +107,19 @@ verifying = _options(
         help="Where verification runs the models.",
     ),
     click.option(
-        "--runtime",
-        type=click.Choice(["torch", "onnxruntime"]),
-        help="Run the weights in torch, or the graph in onnxruntime, alone. Default: what there is.",
-    ),
-    click.option(
         "--effort",
         type=click.Choice(["quick", "standard", "thorough"]),
         default="standard",
         show_default=True,
         help="How much is run. thorough: every token, every position, whatever it costs.",
+    ),
+)
+verifying = _options(
+    running,
+    click.option(
+        "--runtime",
+        type=click.Choice(["torch", "onnxruntime"]),
+        help="Run the weights in torch, or the graph in onnxruntime, alone. Default: what there is.",
     ),
     click.option(
         "--report",

@@ -54,6 +54,8 @@ class Route:
     reverse: str = "none"
     remarks: tuple[str, ...] = ()
     """What a person should know of what was found and decided."""
+    unknown: str | None = None
+    """Where neither its source nor digests of what it makes are here: why, as a clause."""
     scale: tuple[float, ...] = ()
     """What the target divides the scores of each layer by; W_Q and b_Q are that much larger.
     GPT-Neo divides by nothing."""

@@ -119,6 +119,10 @@ def jobs(source: Path, place: Path, verified: bool) -> Iterator[Job]:
     explain = [TL3, "-m", "converter", "explain", hf, str(place / "compact"), "--json"]
     yield Job("explain", explain, None)
     if verified:
+        bridge, record = str(place / "bridge"), str(place / "original.reference")
+        yield ours("verify, by the original", "verify", hf, bridge, output=None)
+        yield ours("reference", "reference", hf, output="original.reference")
+        yield ours("verify, by the reference file", "verify", record, bridge, output=None)
         for effort in ("quick", "standard"):
             yield ours(f"hf-to-tl --layout hooked, verified ({effort})", "hf-to-tl", hf,
                        "--layout", "hooked", "--effort", effort, output="verified")  # fmt: skip

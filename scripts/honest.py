@@ -25,7 +25,7 @@ import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import NotRepresentable
 from converter.onnx import export
-from converter.opening import open_artifact
+from converter.opening import Given, open_artifact
 from converter.processing import STEPS
 from converter.verification import MAX_RATIO, Verification, verify
 from converter.verification.loading import installed
@@ -151,8 +151,11 @@ KINDS: dict[str, Callable[[Maker], Pair]] = {
 }  # fmt: skip
 
 
-def honest(seed: int, directory: Path) -> Honest:
-    """The conversion of this seed, made in an empty directory, and its verification."""
+def honest(seed: int, directory: Path, *, recorded: bool = False) -> Honest:
+    """The conversion of this seed, made in an empty directory, and its verification.
+
+    `recorded`: by a reference file of the original.
+    """
     rng = np.random.default_rng([seed, 2026])
     kind = list(KINDS)[seed % len(KINDS)]
     drawn = model(rng)
@@ -160,7 +163,11 @@ def honest(seed: int, directory: Path) -> Honest:
     maker = Maker(rng, directory, original, [])
     try:
         source, artifact = KINDS[kind](maker)
-        result = verify(source, artifact, device="cpu")
+        given: Given = source
+        if recorded:
+            given = directory / "original.reference"
+            converter.reference(source, given, device="cpu")
+        result = verify(given, artifact, device="cpu")
     except NotRepresentable:
         result = None
     return Honest(seed, kind, f"{drawn}, {', '.join(maker.said)}", result)
@@ -183,14 +190,15 @@ def row(kind: str, found: list[Honest]) -> str:
 @click.command()
 @click.option("--count", default=240, show_default=True, help="How many conversions.")
 @click.option("--start", default=0, show_default=True, help="The first seed.")
-def main(count: int, start: int) -> None:
+@click.option("--recorded", is_flag=True, help="Verify by a reference file of the original.")
+def main(count: int, start: int, recorded: bool) -> None:
     gc.collect()
     gc.freeze()  # verification collects garbage twice; the libraries are none
     found = []
     for seed in range(start, start + count):
         print(f"\rseed {seed} ", end="", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as scratch:
-            found.append(honest(seed, Path(scratch)))
+            found.append(honest(seed, Path(scratch), recorded=recorded))
     print(file=sys.stderr)
     click.echo("| artifact | conversions | refused | flagged | probes | median | 99 % | max |")
     click.echo("|---|---|---|---|---|---|---|---|")

@@ -55,6 +55,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
         "verify": run("verify", hf, root / "tl"),
         "verify failed": run("verify", hf, other, code=1),
         "verify weights": run("verify", hf, root / "tl", "--check", "weights"),
+        "reference": run("reference", hf, root / "hf.reference"),
         "explain": run("explain", hf, root / "tl"),
         "explain different": run("explain", hf, other),
         "inspect": run("inspect", root / "tl"),

@@ -81,7 +81,10 @@ def compare_function(
         failed: list[tuple[Probe, Subject]] = []
         standards: dict[tuple[str, ...], Standard] = {}
         for subject in subjects:
-            itself = explained is not None and subject.checkpoint.complete
+            steps = (
+                original.judged_as_stored(subject.checkpoint) if explained is None else explained
+            )
+            itself = steps is not None and subject.checkpoint.complete
             key = tuple(map(subject.checkpoint.code, subject.checkpoint.slots))
             if itself:
                 key += tuple(sorted({str(s.file) for s in subject.checkpoint.stored.values()}))
@@ -117,8 +120,9 @@ def compare_function(
             else:
                 evidence += _links(
                     route, subject, runtime, true, standard, judged, subject.name in same,
-                    None if not itself else explained, max_ratio, seed, say,
+                    None if not itself else steps, max_ratio, seed, say,
                     told=[e.subject for e in evidence if e.link == "route"],
+                    examined=original.examined(subject.checkpoint),
                 )  # fmt: skip
             del runtime
             release(work)
@@ -139,8 +143,10 @@ def _links(
     say: Progress,
     *,
     told: Collection[str],
+    examined: Evidence | None,
 ) -> list[Evidence]:
-    """The three links of a subject that take running it. `told`: subjects whose route is known."""
+    """The three links of a subject that take running it. `told`: subjects whose route is known.
+    `examined`: it is known as this."""
     artifact = subject.checkpoint
     name = runtime.what if artifact.graph is None else f"{subject.name} (onnxruntime)"
     found = [_arithmetic(name, judged, max_ratio)]
@@ -154,8 +160,19 @@ def _links(
     if not (explained is not None or (made and (moved or standard.reference is not true))):
         source = artifact if artifact.complete else route.into(artifact)
         stored = forward(source, list(few.values()), dtype=torch.float64)
-    found.append(examine_program(runtime, stored or expected, standard.floors, name, seed=seed))
-    if subject.name not in told:
+    found.append(
+        examine_program(
+            runtime,
+            stored or expected,
+            standard.floors,
+            name,
+            source=artifact if artifact.complete else None,
+            seed=seed,
+        )
+    )
+    if subject.name not in told and examined is not None:
+        found.append(replace(examined, subject=subject.name))
+    elif subject.name not in told:
         rounded = stored if artifact.complete and not same else None
         if rounded is not None and not moved and standard.reference is true:
             expected = forward(route.into(artifact), list(few.values()), dtype=torch.float64)

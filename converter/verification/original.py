@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
+from converter.opening import Given, open_artifact
 from converter.progress import Progress
-from converter.verification.probes import Probe
+from converter.route import Route
+from converter.routing import between
+from converter.verification.evidence import Evidence
+from converter.verification.probes import Effort, Probe, standard_probes, text_probes
 from converter.verification.result import RuntimeInfo
 
 if TYPE_CHECKING:
@@ -35,9 +40,48 @@ class Pass:
 class Original:
     """A checkpoint that artifacts are compared with. Its last pass is kept."""
 
+    here = True
+    """Whether its weights can be read."""
+
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._known: tuple[object, Pass] | None = None
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences: what a reader of a verification should know of it."""
+        return ()
+
+    def probes(
+        self,
+        artifact: Checkpoint,
+        seed: int,
+        effort: Effort,
+        text: Path | None = None,
+        given: Sequence[Probe] | None = None,
+    ) -> list[Probe]:
+        """What is run: the standard probes, or those given, and a user's text.
+
+        Raises:
+            BadInput: the text cannot be read.
+        """
+        config, places = self.checkpoint.config, (self.checkpoint.source, artifact.source)
+        tokenizer = next((place.path for place in places if place.tokenizer_files()), None)
+        found = standard_probes(config, tokenizer, seed, effort) if given is None else list(given)
+        return found + (text_probes(config, tokenizer, text) if text is not None else [])
+
+    def route(self, artifact: Checkpoint) -> Route:
+        """The route that an artifact says it took, or shows."""
+        return between(self.checkpoint, artifact)
+
+    def judged_as_stored(self, artifact: Checkpoint) -> tuple[str, ...] | None:
+        """None: it is held to what the route makes. Otherwise that is not known, and it is judged as
+        it is stored: the steps that its weights show."""
+        return None
+
+    def examined(self, artifact: Checkpoint) -> Evidence | None:
+        """The route link, where it was examined before."""
+        return None
 
     def run(self, probes: Sequence[Probe], device: str, seed: int, say: Progress) -> Pass:
         """
@@ -57,3 +101,16 @@ def _asked(probe: Probe) -> tuple[object, ...]:
     mask = None if probe.mask is None else probe.mask.tobytes()
     tokens = probe.tokens.shape, probe.tokens.tobytes()
     return probe.name, *tokens, mask, probe.start, probe.prefill, probe.text
+
+
+def original_of(given: Given) -> Original:
+    """What is given as an original: a checkpoint, a graph, or the reference file of one.
+
+    Raises: see `open_artifact` and `converter.recorded.Recorded`.
+    """
+    from converter.recorded import Recorded
+    from converter.recorded.file import is_reference
+
+    if isinstance(given, (str, Path)) and is_reference(path := Path(given).expanduser()):
+        return Recorded(path)
+    return Original(open_artifact(given))

@@ -114,19 +114,24 @@ def examine_program(
     floors: Sequence[Floor],
     subject: str,
     *,
+    source: Source | None = None,
     seed: int = 0,
 ) -> Evidence:
     """The program link with as little work as it takes.
 
     Args:
         stored: float64, of the weights that the program runs on: a few probes.
+        source: these weights; None: those that `stored` knows.
         floors: float32's noise on each probe: float64's is the same, amplified from a smaller
             unit. Only what exceeds it is held to a floor of its own, which takes more runs.
     """
     probes = tuple(stored.probes)
     found = compare_program(runtime, Reference(stored, probes, in_float64(floors)), subject)
     if found.evidence.outcome == "differs":
-        own = Reference.of(stored.source, probes, seed=seed)
+        try:
+            own = Reference.of(source or stored.source, probes, seed=seed)
+        except NotComparable as error:
+            return Evidence.not_comparable(subject, "program", error.why)
         found = compare_program(runtime, own, subject)
     return found.evidence
 

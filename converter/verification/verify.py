@@ -14,17 +14,14 @@ from converter.errors import MissingTensor, UsageError
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
-from converter.routing import between
 from converter.verification.criterion import STATE_IT, Criterion
 from converter.verification.evidence import LINKS, problems
 from converter.verification.judge import MAX_RATIO
-from converter.verification.original import Original
+from converter.verification.original import Original, original_of
 from converter.verification.probes import (
     EFFORTS,
     Effort,
     Probe,
-    standard_probes,
-    text_probes,
 )
 from converter.verification.result import Layers, Verification
 from converter.verification.subjects import (
@@ -111,7 +108,7 @@ def verify(
             where="--check",
             do=f"Name {' or '.join(CHECKS)}.",
         )
-    known = original if isinstance(original, Original) else Original(open_artifact(original))
+    known = original if isinstance(original, Original) else original_of(original)
     original, artifact = known.checkpoint, open_artifact(artifact)
     one_of(effort, EFFORTS, "--effort")
     if runtime is not None:
@@ -132,33 +129,35 @@ def verify(
             do="Leave --check out.",
         )
     say = progress or silent
-    _require_readable(original)
+    require_readable(original)
     require_same_sizes(original, artifact)
     stated = route is not None  # else a claim, which may be about another original
-    route = route or between(original, artifact)
+    route = route or known.route(artifact)
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, max_ratio=limit, effort=effort,
         original=original.source.given, artifact=artifact.source.given, criterion=criterion,
+        remarks=known.remarks,
     )  # fmt: skip
     weighing = None
     if "weights" in checks:
         graphs = [] if runtime == "torch" else graphs_of(artifact)
         weighing = weigh(
-            route, artifact, graphs, known=stated, lossy=criterion is not None, say=say
+            route,
+            artifact,
+            graphs,
+            known=stated or not known.here,
+            lossy=criterion is not None,
+            say=say,
         )
         route, check = weighing.route, weighing.check
         result = replace(
-            result, weights=check, evidence=weighing.evidence, remarks=weighing.remarks,
+            result, weights=check, evidence=weighing.evidence,
+            remarks=(*result.remarks, *weighing.remarks),
             divergences=() if criterion else weighing.divergences,
         )  # fmt: skip
     if "function" in checks:
-        if probes is None:
-            probes = standard_probes(original.config, _tokenizer(original, artifact), seed, effort)
-        if text is not None:
-            probes = [
-                *probes,
-                *text_probes(original.config, _tokenizer(original, artifact), Path(text)),
-            ]
+        words = None if text is None else Path(text)
+        probes = known.probes(artifact, seed, effort, words, probes)
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
         subjects = subjects_of(
@@ -224,7 +223,12 @@ def _run(
         more.append("No log-probability is finite: nothing could be compared.")
     divergences = result.divergences
     measured: list[Layers] = []
-    if not lossy and (ran.failed or any(e.outcome == "differs" for e in ran.evidence)):
+    if not original.here:
+        if ran.failed or layers:
+            remarks.append(
+                "In which layer they part is not told by a reference file; the original itself tells."
+            )
+    elif not lossy and (ran.failed or any(e.outcome == "differs" for e in ran.evidence)):
         say("finding where they part")
         longest = max(probes, key=lambda p: (p.tokens.size <= 600, p.tokens.size))
         failed = ran.failed or [(longest, subject) for subject in subjects]
@@ -263,15 +267,10 @@ def _how_to_state_limits(artifact: Checkpoint) -> list[str]:
     ]
 
 
-def _require_readable(original: Checkpoint) -> None:
+def require_readable(original: Checkpoint) -> None:
     if not original.complete:
         raise MissingTensor(
             "The original is a graph whose weights have no names that say what they are.",
             where=original.source.given,
             do="Give the checkpoint that the graph was exported from.",
         )
-
-
-def _tokenizer(*checkpoints: Checkpoint) -> Path | None:
-    """The directory of the first tokenizer there is."""
-    return next((c.source.path for c in checkpoints if c.source.tokenizer_files()), None)

@@ -14,7 +14,7 @@ from converter.progress import Progress
 from converter.route import Route
 from converter.routing import unprocessed
 from converter.verification.by_value import ByValue, compare_by_value
-from converter.verification.evidence import Evidence
+from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.result import Divergence
 from converter.verification.subjects import WEIGHTS, graph_name, written_here
 from converter.verification.weights import (
@@ -22,6 +22,7 @@ from converter.verification.weights import (
     WeightCheck,
     compare_structure,
     compare_weights,
+    config_differences,
     joined,
 )
 
@@ -64,25 +65,30 @@ def weigh(
     wrong: list[Mismatch] = []
     check: WeightCheck | None = None
     if artifact.graph is None or artifact.complete:
-        check = compare_weights(route, artifact, say, partial=lossy)
+        check = _compared(route, artifact, lossy, say)
         if not (check.passed or known or lossy):
             check, route, more = _by_weights_alone(check, route, artifact, say)
             remarks += more
         checks.append(check)
         name = WEIGHTS if artifact.graph is None else graph_name(artifact, artifact)
         ours = known or written_here(artifact)
-        evidence.append(replace(_weights(name, check, lossy), required=ours and not lossy))
+        ours &= check.unknown is None and not lossy
+        evidence.append(replace(_weights(name, check, lossy), required=ours))
     for graph in graphs:
         name = graph_name(graph, artifact)
         nodes = compare_structure(route, graph)
         if check is not None and graph is not artifact and _shares(graph, artifact):
             evidence.append(_weights(name, check, lossy))
         elif not (graph.complete or nodes.ours or lossy):
-            found = compare_by_value(route, graph, say)
-            wrong += found.wrong
-            evidence.append(_by_value(found, name))
+            try:
+                found = compare_by_value(route, graph, say)
+            except NotComparable as error:
+                evidence.append(Evidence.not_comparable(name, "weights", error.why))
+            else:
+                wrong += found.wrong
+                evidence.append(_by_value(found, name))
         elif graph is not artifact or check is None:
-            checks.append(compare_weights(route, graph, say, partial=lossy))
+            checks.append(_compared(route, graph, lossy, say))
             evidence.append(_weights(name, checks[-1], lossy))
         checks.append(nodes)
         evidence.append(replace(_structure(name, nodes, lossy), required=nodes.ours and not lossy))
@@ -99,6 +105,13 @@ def weigh(
     )
 
 
+def _compared(route: Route, checkpoint: Checkpoint, lossy: bool, say: Progress) -> WeightCheck:
+    if route.unknown is None:
+        return compare_weights(route, checkpoint, say, partial=lossy)
+    config = config_differences(route.target_config, checkpoint.config)
+    return WeightCheck(0, (), config, explained=route.steps, unknown=route.unknown)
+
+
 def _weights(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
     name = f"{subject}: " if subject != WEIGHTS else ""
     if check.config:
@@ -106,6 +119,8 @@ def _weights(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
         return Evidence.differing(subject, "weights", f"config: {check.config[0]}", why)
     if lossy:
         return Evidence.not_comparable(subject, "weights", "limits decide, not the original's bits")
+    if check.unknown is not None:
+        return Evidence.not_comparable(subject, "weights", check.unknown)
     if not check.compared:
         return Evidence.differing(subject, "weights", "nothing", f"{name}No tensor was compared.")
     if check.mismatches:

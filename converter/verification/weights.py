@@ -46,6 +46,9 @@ class WeightCheck:
     """Where the artifact does not say how it was made: the steps that, as its weights themselves
     show, separate it from the original, and beside which nothing differs beyond rounding."""
 
+    unknown: str | None = None
+    """Why nobody here knows what the weights must be, as a clause."""
+
     @property
     def mismatched(self) -> tuple[str, ...]:
         return tuple(m.tensor for m in self.mismatches)

@@ -26,7 +26,7 @@ from converter.dtypes import NAMES, cast
 from converter.errors import NeoconvertError
 from converter.onnx import export
 from converter.onnx.opening import CONFIG
-from converter.opening import open_artifact
+from converter.opening import Given, open_artifact
 from converter.verification import MAX_RATIO, Verification, standard_probes, verify
 from converter.verification.judge import Floor, pooled_floor
 from converter.verification.loading import has_hooked_transformer
@@ -165,16 +165,24 @@ class Workshop:
         path.write_bytes(model.SerializeToString())
         return open_artifact(path)
 
-    def judge(self, fault: Fault, artifact: Artifact) -> Outcome:
-        """Both layers of verification, each alone."""
+    @cached_property
+    def reference(self) -> Path:
+        """A reference file of the original."""
+        path = self.directory / "original.reference"
+        converter.reference(self.original.directory, path, device="cpu")
+        return path
+
+    def judge(self, fault: Fault, artifact: Artifact, *, recorded: bool = False) -> Outcome:
+        """Both layers of verification, each alone. `recorded`: by a reference file."""
+        original: Given = self.reference if recorded else self.original
         with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
             try:
                 spoiled = self.spoil(fault, artifact, Path(scratch) / "artifact")
             except NeoconvertError:  # refused before verification looks at it
                 return Outcome(fault, artifact, math.inf, None, True, True, None, None, None)
             with fault.software() if fault.software else contextlib.nullcontext():
-                function = _verified(self.original, spoiled, "function")
-            weights = _verified(self.original, spoiled, "weights")
+                function = _verified(original, spoiled, "function")
+            weights = _verified(original, spoiled, "weights")
             return Outcome(
                 fault, artifact,
                 ratio=math.inf if function is None else _ratio(function),
@@ -226,7 +234,7 @@ class Workshop:
         ]
 
 
-def _verified(original: Checkpoint, artifact: Checkpoint, check: str) -> Verification | None:
+def _verified(original: Given, artifact: Checkpoint, check: str) -> Verification | None:
     """One layer's verdict; None where verification refuses the artifact outright."""
     try:
         return verify(original, artifact, checks=[check], device="cpu")
