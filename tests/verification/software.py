@@ -67,24 +67,24 @@ def _erf(model: Any) -> None:
     model.transformer.h[1].mlp.act = torch.nn.GELU()
 
 
-def _half(model: Any) -> None:
+def _half(model: Any, share: float = 1.0) -> None:
     for parameter in model.parameters():
-        parameter.data = parameter.data.half().float()
+        parameter.data += share * (parameter.data.half().float() - parameter.data)
 
 
-def _scaled(model: Any) -> None:
+def _scaled(model: Any, share: float = 1.0) -> None:
     for block in model.blocks:
-        block.attn.attn_scale = model.cfg.d_head**0.5
+        block.attn.attn_scale = 1 + share * (model.cfg.d_head**0.5 - 1)
 
 
 def _global(model: Any) -> None:
     model.blocks[1].attn.attn_type = "global"
 
 
-def _epsilon(model: Any) -> None:
+def _epsilon(model: Any, share: float = 1.0) -> None:
     for module in model.modules():  # TransformerBridge's own LayerNorm reads its config's
         if hasattr(getattr(module, "config", None), "eps"):
-            module.config.eps = 1e-6
+            module.config.eps += share * (1e-6 - module.config.eps)
 
 
 SOFTWARE_FAULTS: tuple[Fault, ...] = (
@@ -99,3 +99,19 @@ SOFTWARE_FAULTS: tuple[Fault, ...] = (
     _fault("TransformerBridge with another epsilon", "bridge", None, _epsilon),
     _fault("TransformerBridge in float16 weights", "bridge", "embed", _half),
 )
+
+_GRADUAL: tuple[tuple[str, Artifact, Callable[..., None]], ...] = (
+    ("transformers in float16 weights", "hf", _half),
+    ("HookedTransformer scales scores", "hooked", _scaled),
+    ("HookedTransformer in float16 weights", "hooked", _half),
+    ("TransformerBridge with another epsilon", "bridge", _epsilon),
+    ("TransformerBridge in float16 weights", "bridge", _half),
+)
+
+
+def smaller(name: str, share: float) -> Callable[[], AbstractContextManager[None]] | None:
+    """The fault of this name at a share of its size; None where it is there or not."""
+    for ours, artifact, tamper in _GRADUAL:
+        if name == f"software: {ours}":
+            return partial(spoiled, artifact, partial(tamper, share=share))
+    return None
