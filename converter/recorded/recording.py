@@ -48,7 +48,9 @@ def reference(
     `verify` takes in the original's place.
 
     Args:
-        effort, text, seed: what is probed; see `verify`.
+        effort: how much is probed; see `verify`.
+        text: a file of text that is probed too.
+        seed: of the probes.
         overwrite: a reference file that neoconvert wrote may be replaced.
 
     Returns: plain JSON: the file, its bytes, its probes, and the steps whose weights it knows.
