@@ -219,7 +219,7 @@ def test_parse(spec: str, names: list[str]) -> None:
         ("zzz", "Choose from"),
         ("", "Choose from"),
         ("fold_ln,", "Choose from"),
-        ("none,fold_ln", "Choose from"),
+        ("none,fold_ln", "Leave the others out"),
     ],
 )
 def test_parse_refuses_and_helps(spec: str, hint: str) -> None:
