@@ -57,7 +57,8 @@ def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterato
         before = require_replaceable(output, overwrite=overwrite, deep=True)
         inside = before is not None and before.empty and fixed(target)
         _require_space(target if inside else target.parent, needs)
-        place = Workspace(target, ".") if inside else Workspace(target.parent, target.name)
+        where = before.where if before else None
+        place = Workspace(target, ".") if inside else Workspace(target.parent, target.name, where)
         stage = Stage(place.new, warnings)
         try:
             yield stage
@@ -111,7 +112,13 @@ def _open_up(stage: Path, former: Path | None) -> None:
     os.umask(mask)
     for path in stage.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-    stage.chmod(former.stat().st_mode & 0o7777 if former else 0o777 & ~mask)
+    mode = 0o777 & ~mask
+    if former:
+        with suppress(
+            FileNotFoundError
+        ):  # someone has removed it: what that means, `_rename` decides
+            mode = former.stat().st_mode & 0o7777
+    stage.chmod(mode)
 
 
 def _close(place: Workspace) -> list[str]:
@@ -216,7 +223,7 @@ def adding(path: Path, *, overwrite: bool, needs: int = 0) -> Iterator[Stage]:
     warnings = [f"a killed run left {kept}" for kept in clean(path.parent)]
     before = require_free(path, overwrite=overwrite)
     _require_space(path.parent, needs)
-    place = Workspace(path.parent, path.name)
+    place = Workspace(path.parent, path.name, identity(path))
     stage = Stage(place.file, warnings)
     try:
         yield stage

@@ -111,7 +111,7 @@ class Survey:
 
 
 def survey(directory: Path, *, deep: bool) -> Survey:
-    """Tell what is whose. `deep`: by digests; otherwise by names and sizes, which is quick."""
+    """Tell what is whose; nothing where there is no such directory. `deep`: by digests; otherwise by names and sizes, which is quick."""
     found = Survey(identity(directory))
     record = _recorded(directory / PROVENANCE)
     made = {str(parent) for name in record for parent in PurePosixPath(name).parents}
@@ -134,7 +134,8 @@ def survey(directory: Path, *, deep: bool) -> Survey:
             else:
                 found.foreign.append(name)
 
-    walk(directory, "")
+    if found.where is not None:
+        walk(directory, "")
     return found
 
 

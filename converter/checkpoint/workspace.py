@@ -30,8 +30,13 @@ class Workspace:
     """`new` becomes OUTPUT, `old` is where the former one waits; `file` is for an OUTPUT that is one
     file, and lies beside it because a graph points into its own directory."""
 
-    def __init__(self, parent: Path, name: str) -> None:
-        """Make it. `name`: of OUTPUT, in `parent`; "." where OUTPUT is `parent` itself."""
+    def __init__(self, parent: Path, name: str, replaces: Identity | None = None) -> None:
+        """Make it.
+
+        Args:
+            name: of OUTPUT, in `parent`; "." where OUTPUT is `parent` itself.
+            replaces: what is there, and may go.
+        """
         while True:
             stem = "neoconvert" if name == "." else name[:48]
             self.folder = Path(tempfile.mkdtemp(prefix=f".{stem}.", suffix=SUFFIX, dir=parent))
@@ -45,7 +50,7 @@ class Workspace:
             if lock(self._lock) is not False and (self.folder / LOCK).exists():
                 break
             os.close(self._lock)
-        self.note: dict[str, Any] = {"neoconvert": 1, "output": name}
+        self.note: dict[str, Any] = {"neoconvert": 1, "output": name, "replaces": replaces}
         self.new, self.old = self.folder / "new", self.folder / "old"
         self.file = parent / f"{self.folder.name.removesuffix(SUFFIX)}.new"
         LIVE[self.folder] = self
@@ -147,6 +152,13 @@ def _identity(said: Any) -> Identity | None:
     return Identity(*said) if isinstance(said, (list, tuple)) and len(said) == 2 else None
 
 
+def _meant(aside: Path, note: dict[str, Any]) -> bool:
+    """Whether what was exchanged for ours is what was to be replaced, and no other run's."""
+    if note.get("committed") or note.get("replaces") is None:
+        return True
+    return identity(aside) == _identity(note["replaces"])
+
+
 def _settle_directory(folder: Path, target: Path, note: dict[str, Any]) -> list[str]:
     new, old, made = folder / "new", folder / "old", _identity(note.get("new"))
     if old.is_dir() and not os.path.lexists(target):
@@ -160,7 +172,7 @@ def _settle_directory(folder: Path, target: Path, note: dict[str, Any]) -> list[
             shutil.rmtree(aside)
         elif identity(target) == made:  # it was exchanged for ours
             found = survey(aside, deep=False)
-            if not found.foreign:
+            if not found.foreign and _meant(aside, note):
                 remove(aside, found)
             elif not note.get("committed") and exchange(aside, target):
                 remove(aside, survey(aside, deep=True))
@@ -178,7 +190,7 @@ def _settle_file(file: Path, target: Path, note: dict[str, Any]) -> list[str]:
     if (
         made is None
         or identity(file) == made
-        or bears_seal(file)
+        or (bears_seal(file) and _meant(file, note))
         or (identity(target) == made and exchange(file, target))
     ):
         file.unlink()
