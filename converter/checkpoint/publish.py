@@ -114,9 +114,7 @@ def _open_up(stage: Path, former: Path | None) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
     mode = 0o777 & ~mask
     if former:
-        with suppress(
-            FileNotFoundError
-        ):  # someone has removed it: what that means, `_rename` decides
+        with suppress(FileNotFoundError):  # removed meanwhile, which `_rename` will notice
             mode = former.stat().st_mode & 0o7777
     stage.chmod(mode)
 

@@ -111,7 +111,11 @@ class Survey:
 
 
 def survey(directory: Path, *, deep: bool) -> Survey:
-    """Tell what is whose; nothing where there is no such directory. `deep`: by digests; otherwise by names and sizes, which is quick."""
+    """Which files are neoconvert's and which are not. Empty where there is no such directory.
+
+    Args:
+        deep: compare digests; else names and sizes, which is quick.
+    """
     found = Survey(identity(directory))
     record = _recorded(directory / PROVENANCE)
     made = {str(parent) for name in record for parent in PurePosixPath(name).parents}
