@@ -204,7 +204,7 @@ def _text(name: str, value: Any) -> str:
     except UnicodeEncodeError:  # half a character
         possible = False
     if not possible:
-        raise UsageError(f"{name} holds a character that no path or name has.", where=name, do="Leave it out.")  # fmt: skip
+        raise UsageError(f"{name} holds a character that no path or name has.", where=name, do="Leave that character out.")  # fmt: skip
     return text
 
 

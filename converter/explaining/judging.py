@@ -21,8 +21,9 @@ from converter.dtypes import CODES
 from converter.explaining.compare import Comparer
 from converter.explaining.explanation import Cast, Explanation, TensorFact, Verdict
 from converter.explaining.place import Place, locate
-from converter.explaining.search import Found, Mark, connected, search
+from converter.explaining.search import search
 from converter.explaining.unit import load, unpack
+from converter.explaining.ways import Found, Mark, connected
 from converter.opening import Given, opened
 from converter.processing import STEPS, in_order
 from converter.processing.steps import BY_NAME

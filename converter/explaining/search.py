@@ -10,85 +10,16 @@ that its part changes agrees is settled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import product as combinations_of
 from math import inf
-from typing import NamedTuple
 
 from converter.explaining.compare import FEW, Comparer, Match
 from converter.explaining.operand import Operand, Operands, taken, values
 from converter.explaining.products import compare_product
 from converter.explaining.unit import Pair
+from converter.explaining.ways import Act, Candidate, Found, Mark, Matches, Way, connected
 from converter.processing import STEPS, Carry, State
-from converter.processing.step import Part, Product, Step, is_vector
-
-
-class Way(Enum):
-    """What became of a step on one part, from the original to the converted one."""
-
-    SAME = (False, False)
-    APPLIED = (True, False)
-    """The step takes the original's tensors to the converted one's."""
-    UNDONE = (False, True)
-    """The step takes the converted one's tensors to the original's."""
-    BOTH = (True, True)
-    """One of the two has gone through it, and a step that came before went the other way: only
-    after that do they agree, when both have taken this one (again)."""
-
-
-class Mark(Enum):
-    """What one tensor tells about one step."""
-
-    APPLIED = "applied"
-    UNDONE = "undone"
-    ABSENT = "absent"
-    """It would have left a trace here, and has not."""
-    SILENT = "silent"
-    """It would leave no trace here: nothing to do."""
-    SPOILT = "spoilt"
-    """Too little of the tensor agrees with anything."""
-
-
-@dataclass
-class Found:
-    """What is found about one tensor."""
-
-    match: Match
-    marks: dict[str, Mark] = field(default_factory=dict)
-    """By step."""
-    keeps: bool = True
-    """The function is the same, whatever is left of the tensor's difference."""
-    foreign: bool = False
-    """It is in another basis, and in none that a step chooses."""
-
-
-Matches = dict[str, Match]
-
-
-class Act(NamedTuple):
-    """A step on one of its parts."""
-
-    step: Step
-    part: Part
-
-
-class Candidate(NamedTuple):
-    """The ways of all acts, in their order."""
-
-    ways: tuple[Way, ...]
-    late: bool = False
-    """What carrying biases does as well was done then, after all other steps."""
-
-
-def connected(names: list[str]) -> list[list[str]]:
-    """A unit's tensors, those together that a step's part has together; in their order."""
-    groups = [{name} for name in names]
-    for step in STEPS:
-        for part in step.parts_of(names):
-            shared = [group for group in groups if not group.isdisjoint(part.names)]
-            groups = [g for g in groups if g not in shared] + [set().union(*shared)]
-    return sorted(([n for n in names if n in g] for g in groups), key=lambda g: names.index(g[0]))
+from converter.processing.step import Product, is_vector
 
 
 def search(pair: Pair, compare: Comparer) -> dict[str, Found]:
@@ -142,7 +73,7 @@ class _Search:
 
     def _best(self) -> tuple[Candidate, Matches]:
         """The candidate that leaves least. The first one that leaves nothing ends the search."""
-        tried: list[tuple[int, float, float, int, Candidate, Matches]] = []
+        tried: list[tuple[int, float, int, float, int, Candidate, Matches]] = []
         settled: dict[int, Way] = {}
         for i, candidate in enumerate(self._candidates()):
             if any(candidate.ways[act] is not way for act, way in settled.items()):
@@ -153,14 +84,16 @@ class _Search:
             if not wrong and not rest:
                 return candidate, matches
             share = sum(m.failing for m in rest) / sum(m.cells for m in matches.values())
+            # A step taken on both sides hides an edit in what it adds: last of those that are as good.
+            both = candidate.ways.count(Way.BOTH)
             left = sum(m.relative**2 for m in rest)
-            tried.append((wrong, share, left, i, candidate, matches))
+            tried.append((wrong, share, both, left, i, candidate, matches))
             for number, act in enumerate(self.acts):
                 own = [matches[name] for name in self._changed(act)]
                 if all(m.agrees and m.strict is None for m in own):
                     settled.setdefault(number, candidate.ways[number])
-        best = min(tried, key=lambda t: t[:4])
-        return best[4], best[5]
+        *_, best, left_over = min(tried, key=lambda t: t[:5])
+        return best, left_over
 
     def _candidates(self) -> Iterator[Candidate]:
         """All combinations of ways, the most plausible first: one way for a whole step, and for

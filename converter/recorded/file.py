@@ -144,7 +144,7 @@ def _unsound(path: Path, why: str) -> CorruptFile:
     return CorruptFile(
         f"The reference file cannot be used: {why}.",
         where=str(path),
-        do="Copy it again, or write it again: neoconvert reference ORIGINAL FILE.",
+        do="Copy it again; or remove it and write it again: neoconvert reference ORIGINAL FILE",
     )
 
 

@@ -11,6 +11,7 @@ from unittest import mock
 from click.testing import CliRunner
 
 from converter.batch import Job, running
+from converter.batch import manifest as manifests
 from converter.cli import main
 from converter.errors import NeoconvertError
 from tests.advice.making import convert, hf
@@ -132,6 +133,7 @@ ROWS = [
     Row(JOB, "OUTPUT is there, and is not what is asked for", _there, _overwriting),
     Row(JOB, "OUTPUT is there, and is not what is asked for", _there, _in_its_line),
     Row(MANIFEST, "The manifest cannot be read", manifest(b"\xff\xfe\0"), SOUND, "in UTF-8"),
+    Row(MANIFEST, "The manifest is over", manifest(f"{HEAD}\n".ljust(manifests._MOST + 1)), SOUND),
     Row(MANIFEST, "There is nothing to do", manifest(HEAD), SOUND),
     Row(MANIFEST, " of the manifest ", manifest(f"{HEAD},layout\n"), SOUND),
     Row(MANIFEST, " of the manifest ", manifest('{"command": \n'), rewritten(line()), "JSON object"),
@@ -143,6 +145,7 @@ ROWS = [
     Row(CLI, "The revision is named twice", manifest(line(source="me/neo@main", revision="v1")), rewritten(line())),
     Row(CLI, "_job", manifest(line(dtype="float8")), lambda do, _: do.removeprefix("See neoconvert ").rstrip(".").split(), "--help"),
     Row(CLI, "_refused", manifest(line(source=None)), rewritten(line())),
+    Row(CLI, " holds a character that no path", manifest(line(output="o\0ut")), rewritten(line()), "Leave that character out"),
     Row(CLI, " is no command of a batch", manifest(line(command="hf-to-lt")), meant(command="hf-to-tl")),
     Row(CLI, "There is no command.", manifest(line(command=None)), meant(command="hf-to-tl")),
     Row(CLI, " is no option of this command", manifest(line(layuot="bridge")), meant(layout="bridge")),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -95,6 +97,24 @@ def _given_config(do: str, asked: Asked) -> Asked:
     assert isinstance(asked, list)
     assert "--cfg config.json" in do
     return [*asked, "--cfg", "config.json"]
+
+
+def _legacy() -> None:
+    """As torch 1.5 wrote it."""
+    state = {n: torch.from_numpy(a) for n, a in read_all(hf("sound")).items()}
+    torch.save(state, "m/pytorch_model.bin", _use_new_zipfile_serialization=False)
+
+
+def _lacking() -> None:
+    """Its last tensor is not in the list of those whose bytes follow."""
+    Path(WEIGHTS).unlink()
+    state = {n: torch.from_numpy(a) for n, a in read_all(hf("sound")).items()}
+    buffer = io.BytesIO()
+    torch.save(state, buffer, _use_new_zipfile_serialization=False)
+    keys = sorted(str(t.untyped_storage()._cdata) for t in state.values())
+    whole, some = (pickle.dumps(each, 2) for each in (keys, keys[:-1]))
+    assert buffer.getvalue().count(whole) == 1
+    write("m/pytorch_model.bin", buffer.getvalue().replace(whole, some))
 
 
 def _no_config() -> list[str]:
@@ -246,6 +266,7 @@ ROWS = [
     Row("checkpoint/fitting.py", "The cfg is a TransformerBridge's own", _bridge_cfg, _bridge_config),
     Row("checkpoint/fitting.py", " beside the weights, and shapes alone", _no_config, _given_config),
     Row("checkpoint/fitting.py", " beside the weights, and shapes alone", _no_cfg, _given_cfg),
+    Row("checkpoint/legacy_pickles.py", "The file does not hold the bytes", wrong(_lacking, convert("--allow-pickle")), again(_legacy), "save it again"),
     Row("checkpoint/source.py", "There is no such file or directory", prepared(convert(source="./nowhere")), instead("./nowhere", "m"), "hub id"),
     Row("checkpoint/source.py", "--revision names a commit", prepared(convert("--revision", "main")), less("--revision", "main")),
     Row("checkpoint/source.py", "SOURCE changed while", _changing, _opened_again),

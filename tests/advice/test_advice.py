@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import NeoconvertError
-from tests.advice import adapter, batch, converting, foreign, opening, sites, verifying
+from tests.advice import adapter, batch, converting, foreign, opening, recorded, sites, verifying
 from tests.advice.row import Row, refusal, run
 
 ROWS: list[Row] = [
@@ -17,6 +17,7 @@ ROWS: list[Row] = [
     *opening.ROWS,
     *foreign.ROWS,
     *converting.ROWS,
+    *recorded.ROWS,
     *verifying.ROWS,
 ]
 
@@ -36,7 +37,6 @@ NOT_FOLLOWED = {
     ("verification/verify.py", "The original is a graph whose"): "no row yet",
     ("streaming.py", " throughout, and layout "): "no row yet",
     ("onnx/bounds.py", "The graph takes more than"): "no row yet",
-    ("onnx/session.py", "onnxruntime refuses the graph"): "no row yet",
     ("onnx/session.py", ", and not [batch, heads"): "no row yet",
     ("checkpoint/pickles.py", "The pickle holds more than tensors"): "no row yet",
     ("checkpoint/pickles.py", "The archive's pickle is larger"): "no row yet",

@@ -216,6 +216,10 @@ def _anew(_: str, asked: Asked) -> Asked:
     return asked
 
 
+def _of_no_operator(model: Any) -> None:
+    next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Gelo"
+
+
 def _of_more_layers(model: Any) -> None:
     del model.metadata_props[:]
     changed("m/config.json", num_layers=1000, attention_types=[[["global"], 1000]])
@@ -271,6 +275,7 @@ ROWS = [
     Row(OPENING, "The graph's config is malformed", graph(metadata("neoconvert.config", '{"n_layers": 2, "d_model": 16, "n_heads": 4, "d_mlp": 24, "n_ctx": 32, "d_vocab": 37, "window_size": 5}')), exported_again),
     Row(OPENING, "The graph does not say what", graph(unsaid), again(lambda: Path("kept.json").rename("m/config.json")), "config.json beside the graph"),
     Row(SESSION, "onnxruntime is not installed", _no_onnxruntime, then(lambda: converter.verify("m", "m/model.onnx", effort="quick"), "pip install onnxruntime")),
+    Row(SESSION, "onnxruntime refuses the graph", graph(_of_no_operator, ["verify", "m", "m/model.onnx", "--effort", "quick"]), exported_again),
     Row("onnx/export.py", "There is a file of this name", prepared(lambda: export(converter.open_checkpoint("m")), lambda: run(EXPORT)), again(lambda: Path("m/model.onnx").unlink()), "Remove it first"),
     Row("onnx/export.py", "is not beside the graph", call(lambda: export(converter.open_checkpoint("m"), Path("other"))), then(lambda: export(converter.open_checkpoint("m"), Path("m")), "Export into m")),
     Row(OPENING, "The config says ", graph(_of_more_layers), again(lambda: hf()), "belongs to this graph"),
