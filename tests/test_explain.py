@@ -67,6 +67,20 @@ def test_one_edited_row_on_top_of_processing(layout: str, tmp_path: Path) -> Non
     assert fact.place == "neuron 17"
 
 
+def test_an_edit_is_not_taken_for_a_step(tmp_path: Path) -> None:
+    """Biases folded on both sides would make it small beside what was added to them."""
+    source = random_hf(tmp_path / "hf", hidden_size=32)
+    _convert(source, tmp_path / "out", "hooked", ("fold_ln",), "float32")
+    weights = dict(load_file(tmp_path / "out/model.safetensors"))
+    name = "blocks.0.attn.b_O"
+    edited = weights[name].copy()
+    edited[0] += 0.1 * abs(edited).max()
+    save_file(weights | {name: edited}, tmp_path / "out/model.safetensors")
+    found = explain(open_checkpoint(source), open_checkpoint(tmp_path / "out"))
+    assert found.steps == ("fold_ln",)
+    assert found.unexplained == (name,)
+
+
 def test_another_checkpoint(tmp_path: Path) -> None:
     a, b = (open_checkpoint(random_hf(tmp_path / str(seed), seed=seed)) for seed in (1, 2))
     found = explain(a, b)

@@ -164,7 +164,8 @@ class _Search:
         matches = {name: self._match(left[name], right[name], name) for name in left}
         for product in self.products:
             names = product.left + product.right
-            if all(matches[name].agrees for name in names):
+            # A change of basis shows on the weights: it is no excuse for their bias alone.
+            if all(matches[name].agrees for name in (product.left[0], product.right[0])):
                 continue
             key = tuple(unit[name] for unit in (left, right) for name in names)
             if key not in self._rotated:

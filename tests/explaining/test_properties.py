@@ -7,13 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint import open_checkpoint
 from converter.explaining import explain
 from converter.layout import Layout
-from converter.processing import Step
+from converter.processing import STEPS, Step
 from tests.explaining.artifacts import NAMES_OF, SUBSETS, artifact, read, write
 from tests.explaining.test_steps import traces
 from tests.models import random_hf
@@ -39,6 +39,7 @@ GAINS = {
     layout=st.sampled_from(["hooked", "bridge", "hf"]),
     source=st.sampled_from(["F32", "BF16"]),
 )
+@example(0, (1, 8), 3, "denormal", tuple(STEPS[i] for i in (0, 1)), "BF16", "hf", "F32")
 @settings(max_examples=150, deadline=None)
 def test_unedited_pairs(
     seed: int,
