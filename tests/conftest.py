@@ -6,6 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, so that a failure is the change's. Others are drawn with
+# --hypothesis-profile=random.
+settings.register_profile("suite", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -166,4 +166,5 @@ def _without_noise(x: Operand) -> Operand:
     """Zero, where it is no more than what is left of zero after having been carried."""
     if x.value.ndim > 2 or (np.abs(x.value) > noise(x) * x.magnitude()).any():
         return x
-    return replace(x, value=np.zeros_like(x.value))
+    left = np.abs(x.value) / noise(x)  # taking it away is an error of its size
+    return replace(x, value=np.zeros_like(x.value), floors=(*x.floors, left))
