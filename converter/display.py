@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
+from converter.display_progress import shown_on
 from converter.output import LONGEST, inert, shown
 from converter.progress import Progress
 from converter.wording import (
@@ -45,7 +45,7 @@ ADDED = {
 
 
 class Display:
-    """Tables on stdout (on stderr where stdout is for JSON), progress bars on a terminal only."""
+    """Tables on stdout (on stderr where stdout is for JSON), progress on stderr."""
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -55,24 +55,9 @@ class Display:
         self.console = Console(stderr=as_json, quiet=quiet, highlight=False, width=width)
         self._stderr = Console(stderr=True, quiet=quiet)
 
-    @contextmanager
-    def progress(self) -> Iterator[Progress]:
-        bar = bars.Progress(
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            console=self._stderr,
-            transient=True,
-            disable=not self._stderr.is_terminal or self._stderr.quiet,
-        )
-        with bar:
-            task = bar.add_task("reading headers", total=None)
-
-            def report(what: str, done: int = 0, total: int = 0) -> None:
-                description = shown(what[:40].ljust(40))
-                bar.tasks[0].total = total or None  # update() cannot make it unknown again
-                bar.update(task, description=description, completed=done)
-
-            yield report
+    def progress(self) -> AbstractContextManager[Progress]:
+        """A function that shows what is going on."""
+        return shown_on(self._stderr)
 
     def say(self, text: str = "") -> None:
         self.console.print(inert(text, keep="\n"))

@@ -26,6 +26,14 @@ def size(nbytes: int) -> str:
     raise AssertionError
 
 
+def duration(seconds: float) -> str:
+    """Time for people: 8 s, 3 min, 1 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def software(ran: RuntimeInfo) -> str:
     if ran.version in ran.what:
         return ran.what

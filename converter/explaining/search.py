@@ -88,9 +88,11 @@ class _Search:
             both = candidate.ways.count(Way.BOTH)
             left = sum(m.relative**2 for m in rest)
             tried.append((wrong, share, both, left, i, candidate, matches))
+            # Of a product that differs, the factor that is not at fault has proved nothing.
+            differing = {m.product for m in rest if m.product}
             for number, act in enumerate(self.acts):
                 own = [matches[name] for name in self._changed(act)]
-                if all(m.agrees and m.strict is None for m in own):
+                if all(m.agrees and m.strict is None and m.product not in differing for m in own):
                     settled.setdefault(number, candidate.ways[number])
         *_, best, left_over = min(tried, key=lambda t: t[:5])
         return best, left_over
