@@ -34,6 +34,12 @@ def code_named(name: str) -> str:
     return {v: k for k, v in NAMES.items()}[name]
 
 
+def code_stated(name: object) -> str | None:
+    """`"half"` -> `"F16"`: a dtype by any of torch's names; None for what is none of ours."""
+    plain = {"half": "float16", "float": "float32", "double": "float64"}.get(str(name), name)
+    return {v: k for k, v in NAMES.items()}.get(str(plain))
+
+
 def nbytes(shape: tuple[int, ...], code: str) -> int:
     """Bytes that a tensor takes in storage."""
     return math.prod(shape) * CODES[code].itemsize

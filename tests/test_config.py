@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from converter.checkpoint.hf_config import compress, from_hf, to_hf
 from converter.checkpoint.tl_config import from_tl, to_tl
 from converter.errors import ConfigError, NotRepresentable
 from tests.checkpoints import Recipe, recipes
+from tests.models import random_hf
 
 TL: dict[str, Any] = {
     "n_layers": 2, "d_model": 4, "n_heads": 2, "d_head": 2, "n_ctx": 9, "d_vocab": 7, "d_mlp": 5,
@@ -76,6 +78,21 @@ def test_what_tl_has_no_name_for_is_kept_and_what_changed_is_not() -> None:
     }  # fmt: skip
     old = base | {"torch_dtype": "float32"}
     assert to_hf(from_hf(base), old, tied=True, dtype="float16")["torch_dtype"] == "float16"
+
+
+def test_dtypes_that_transformers_does_not_load_in(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    for stated in ("floaty", "auto", "torch.float16", "int8", 3):
+        random_hf(tmp_path / "hf")
+        config = json.loads((tmp_path / "hf/config.json").read_text()) | {"dtype": stated}
+        (tmp_path / "hf/config.json").write_text(json.dumps(config))
+        with pytest.raises(ConfigError, match="dtype"):
+            from_hf(config)
+        with pytest.raises((AttributeError, ValueError)):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    for stated in ("half", "double", "bfloat16", None):
+        from_hf(Recipe().config | {"dtype": stated})
 
 
 @pytest.mark.parametrize(

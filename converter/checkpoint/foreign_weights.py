@@ -187,7 +187,7 @@ def _flat(tensors: Tensors) -> BadInput | None:
         "The tensors are FSDP's flat parameters: one process's part of the weights.",
         where=f"{tensors.where}: {name}",
         do="Save the whole: with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT):"
-        " torch.save(model.state_dict(), FILE).",
+        " torch.save(model.state_dict(), FILE)",
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer
+from converter.dtypes import code_stated
 from converter.errors import ConfigError
 
 HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
@@ -85,6 +86,12 @@ def _require_optional(config: Mapping[str, Any], where: str) -> None:
                 where,
                 f"Correct {name} in the config, or remove it: transformers then fills it in.",
             )
+    if (stated := config.get("dtype")) and code_stated(stated) is None:
+        raise fail(
+            f"dtype is {str(stated)[:40]!r}: transformers loads a GPT-Neo in no such dtype.",
+            where,
+            "Correct dtype in the config, or remove it: the weights then keep their own.",
+        )
     if config.get("quantization_config") is not None:
         raise fail(
             "quantization_config says that these weights are quantised.",

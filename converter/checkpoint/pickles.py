@@ -18,7 +18,7 @@ from converter.checkpoint import legacy_pickles
 from converter.checkpoint.reader import Entry, TorchReader, odd_kind, plain
 from converter.errors import CannotDoHere, CorruptFile, PickleRefused
 
-_ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)."
+_ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)"
 _DEPTH = 12
 _MAX_JSON = 2**20
 _MOST_VALUES, _LONGEST_PICKLE = 300_000, 8 * 2**20
@@ -72,14 +72,14 @@ class PickleReader(TorchReader):
                 raise CorruptFile(
                     f"Two tensors in the file come to the same name, {name}.",
                     where=str(path),
-                    do="Save the state dict alone: torch.save(model.state_dict(), FILE).",
+                    do="Save the state dict alone: torch.save(model.state_dict(), FILE)",
                 )
             elif odd_kind(value) is None and value.nbytes > value.untyped_storage().nbytes():
                 raise CorruptFile(
                     f"Tensor {name} has {value.nbytes:,} bytes, of which the file holds"
                     f" {value.untyped_storage().nbytes():,}.",
                     where=str(path),
-                    do="Where it was made, save it whole: torch.save({n: t.contiguous() for n, t in state.items()}, FILE).",
+                    do="Where it was made, save it whole: torch.save({n: t.contiguous() for n, t in state.items()}, FILE)",
                 )
             else:
                 tensors[name], self.entries[name] = value, entry[:-1]
@@ -135,7 +135,7 @@ def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
             alone = "Put the weights together from FOLDER, which holds latest and global_step…, then convert OUT with --allow-pickle --cfg config.json: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT"
         elif what.startswith("numpy."):
             holds = f"The pickle holds NumPy arrays ({what}), and only tensors and plain values are read."
-            alone = "Where it was made, save tensors: torch.save({n: torch.from_numpy(a) for n, a in arrays.items()}, FILE)."
+            alone = "Where it was made, save tensors: torch.save({n: torch.from_numpy(a) for n, a in arrays.items()}, FILE)"
         elif _MODEL.search(what):
             holds = f"The file is a whole pickled model ({what}), which runs code when it is opened (weights_only refuses it)."
         elif what.endswith("Config"):

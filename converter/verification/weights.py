@@ -9,6 +9,7 @@ import numpy as np
 
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf
+from converter.dtypes import CODES, NAMES, cast, code_stated
 from converter.errors import NotRepresentable, TensorMismatch
 from converter.progress import Progress, silent
 from converter.route import Route
@@ -124,7 +125,36 @@ def compare_weights(
     config = config_differences(route.target_config, artifact.config)
     if not mismatches and route.target_config.folded != artifact.config.folded:
         config += ("normalization_type",) if _norms_matter(artifact) else ()
-    return WeightCheck(compared, tuple(mismatches), config)
+    return WeightCheck(
+        compared, tuple(mismatches), (*config, *_rounded_when_loaded(route, artifact))
+    )
+
+
+def _rounded_when_loaded(route: Route, artifact: Checkpoint) -> tuple[str, ...]:
+    """The dtype that the artifact's config states, where loading rounds its weights to that."""
+    stated = _stated_dtype(artifact)
+    if stated is None or stated == _stated_dtype(route.source):
+        return ()
+    for key, stored in artifact.stored.items():
+        if stored.code == stated or CODES[stored.code].itemsize < CODES[stated].itemsize:
+            continue
+        own = artifact.tensor(key)
+        if not np.array_equal(cast(own, stated).astype(np.float64), own, equal_nan=True):
+            return (f"dtype: {NAMES[stated]} is stated, to which loading rounds the weights",)
+    return ()
+
+
+def _stated_dtype(checkpoint: Checkpoint) -> str | None:
+    """The dtype that its library loads it in by default. TransformerBridge goes by none."""
+    source = checkpoint.source
+    if checkpoint.graph is not None:
+        return None
+    if checkpoint.layout == "hf" and source.hf_config is not None:
+        said = source.hf_config
+        return code_stated(said.get("dtype") or said.get("torch_dtype"))
+    if checkpoint.layout == "hooked" and source.tl_config is not None:
+        return code_stated(str(source.tl_config.get("dtype")).removeprefix("torch."))
+    return None
 
 
 def _norms_matter(checkpoint: Checkpoint) -> bool:

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save_file
 
 import converter
-from converter.checkpoint import files
+from converter.checkpoint import files, pickles
 from tests.advice.making import CONVERT, changed, convert, edited, hf, prepared, tl, wrong
 from tests.advice.row import Asked, Row, again, instead, less, plus, run, write
 from tests.checkpoints import Recipe, read_all, write_hf
@@ -115,6 +115,42 @@ def _lacking() -> None:
     whole, some = (pickle.dumps(each, 2) for each in (keys, keys[:-1]))
     assert buffer.getvalue().count(whole) == 1
     write("m/pytorch_model.bin", buffer.getvalue().replace(whole, some))
+
+
+PICKLE = "m/pytorch_model.bin"
+
+
+def _weights() -> dict[str, Any]:
+    return {n: torch.from_numpy(a) for n, a in read_all(hf("sound")).items()}
+
+
+def pickled(content: Callable[[], Any], **how: Any) -> Callable[[], list[str]]:
+    """The model's only weight file is a pickle of this."""
+
+    def change() -> None:
+        Path(WEIGHTS).unlink()
+        torch.save(content(), PICKLE, **how)
+
+    return wrong(change, convert("--allow-pickle"))
+
+
+def _with_many_values() -> dict[str, Any]:
+    """Few bytes: lists that hold one another twice."""
+    value: list[Any] = []
+    for _ in range(10):
+        value = [value, value, value, value]
+    return {"model": _weights(), "history": [value] * 3}
+
+
+def _saved_alone(do: str, asked: Asked) -> Asked:
+    from transformers import GPTNeoForCausalLM
+
+    model: Any = GPTNeoForCausalLM.from_pretrained("sound")
+    exec(
+        do.partition("save the weights alone: ")[2],
+        {"torch": torch, "model": model, "FILE": PICKLE},
+    )
+    return asked
 
 
 def _no_config() -> list[str]:
@@ -266,6 +302,9 @@ ROWS = [
     Row("checkpoint/fitting.py", "The cfg is a TransformerBridge's own", _bridge_cfg, _bridge_config),
     Row("checkpoint/fitting.py", " beside the weights, and shapes alone", _no_config, _given_config),
     Row("checkpoint/fitting.py", " beside the weights, and shapes alone", _no_cfg, _given_cfg),
+    Row("checkpoint/pickles.py", "The pickle holds more than tensors", pickled(_weights, pickle_protocol=4), _saved_alone),
+    Row("checkpoint/pickles.py", "The archive's pickle is larger", pickled(lambda: {"model": _weights(), "log": "x" * (pickles._LONGEST_PICKLE + 1)}), _saved_alone),
+    Row("checkpoint/pickles.py", " values, of which a model has none", pickled(_with_many_values), _saved_alone),
     Row("checkpoint/legacy_pickles.py", "The file does not hold the bytes", wrong(_lacking, convert("--allow-pickle")), again(_legacy), "save it again"),
     Row("checkpoint/source.py", "There is no such file or directory", prepared(convert(source="./nowhere")), instead("./nowhere", "m"), "hub id"),
     Row("checkpoint/source.py", "--revision names a commit", prepared(convert("--revision", "main")), less("--revision", "main")),

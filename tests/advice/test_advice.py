@@ -29,18 +29,10 @@ NOT_FOLLOWED = {
         "The converted files do not reproduce",
     ): "a fault of neoconvert, to be reported",
     ("verification/function.py", "_open"): "a fault of neoconvert, with another's words",
-    ("verification/passes.py", "_stopped"): "no row yet",
     ("verification/remote.py", "_ask"): "the words of another refusal",
     ("verification/libraries.py", "TransformerBridge does not hold"): "no row yet",
     ("verification/libraries.py", " tensor(s): "): "no row yet",
-    ("verification/runtimes.py", "The software that this layout"): "no row yet",
-    ("verification/verify.py", "The original is a graph whose"): "no row yet",
     ("streaming.py", " throughout, and layout "): "no row yet",
-    ("onnx/bounds.py", "The graph takes more than"): "no row yet",
-    ("onnx/session.py", ", and not [batch, heads"): "no row yet",
-    ("checkpoint/pickles.py", "The pickle holds more than tensors"): "no row yet",
-    ("checkpoint/pickles.py", "The archive's pickle is larger"): "no row yet",
-    ("checkpoint/pickles.py", " values, of which a model has none"): "no row yet",
 }
 """Refusals whose advice is not followed here, each with the reason."""
 

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import onnx
+from onnx import helper
 
 import converter
 from converter.onnx import export, weights
@@ -24,6 +25,8 @@ from tests.advice.row import Asked, Row, again, command, instead, less, plus, ru
 
 QUICK = ["verify", "m", "m", "--effort", "quick"]
 EXPORT = ["export-onnx", "m", "--no-verify"]
+GRAPH = ["verify", "m", "m/model.onnx", "--effort", "quick"]
+OF_GRAPH = ["verify", "m/model.onnx", "m", "--effort", "quick"]
 INSPECT = ["inspect", "m/model.onnx"]
 DEMO = Path(converter.__file__).parent / "demo/model"
 
@@ -220,6 +223,41 @@ def _of_no_operator(model: Any) -> None:
     next(node for node in model.graph.node if node.op_type == "Gelu").op_type = "Gelo"
 
 
+def _huge(model: Any) -> None:
+    """Next to nothing on disk, 4 GB when it runs."""
+    size = helper.make_tensor("size", onnx.TensorProto.INT64, [2], [2**15, 2**15])
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["size"], ["huge"]))
+    model.graph.initializer.append(size)
+    model.graph.output.append(onnx.ValueInfoProto(name="huge"))
+
+
+def _any_heads(model: Any) -> None:
+    past = next(i for i in model.graph.input if i.name.startswith("past_key_values"))
+    past.type.tensor_type.shape.dim[1].dim_param = "heads"
+
+
+def _one_token_alone(model: Any) -> None:
+    """It runs on one token, and on nothing longer."""
+    shape = helper.make_tensor("one", onnx.TensorProto.INT64, [3], [1, 1, 37])
+    model.graph.initializer.append(shape)
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    last.output[0] = "before"
+    model.graph.node.append(helper.make_node("Reshape", ["before", "one"], ["logits"]))
+
+
+def _unnamed(model: Any) -> None:
+    """As another exporter might write it."""
+    hf("n")
+    model.CopyFrom(onnx.load("m/model.onnx"))
+    names = {t.name: f"w{i}" for i, t in enumerate(model.graph.initializer)}
+    for tensor in model.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+    del model.metadata_props[:]
+
+
 def _of_more_layers(model: Any) -> None:
     del model.metadata_props[:]
     changed("m/config.json", num_layers=1000, attention_types=[[["global"], 1000]])
@@ -227,6 +265,14 @@ def _of_more_layers(model: Any) -> None:
 
 def verify_with(activation: str) -> Callable[[], Asked]:
     return prepared(QUICK, lambda: changed("m/config.json", activation_function=activation))
+
+
+def verify_refused() -> Callable[[], Asked]:
+    def change() -> None:
+        hf("n")
+        changed("n/config.json", num_labels="two")
+
+    return prepared(["verify", "m", "n", "--effort", "quick"], change)
 
 
 def _onnx_alone() -> Callable[[], Asked]:
@@ -275,7 +321,12 @@ ROWS = [
     Row(OPENING, "The graph's config is malformed", graph(metadata("neoconvert.config", '{"n_layers": 2, "d_model": 16, "n_heads": 4, "d_mlp": 24, "n_ctx": 32, "d_vocab": 37, "window_size": 5}')), exported_again),
     Row(OPENING, "The graph does not say what", graph(unsaid), again(lambda: Path("kept.json").rename("m/config.json")), "config.json beside the graph"),
     Row(SESSION, "onnxruntime is not installed", _no_onnxruntime, then(lambda: converter.verify("m", "m/model.onnx", effort="quick"), "pip install onnxruntime")),
-    Row(SESSION, "onnxruntime refuses the graph", graph(_of_no_operator, ["verify", "m", "m/model.onnx", "--effort", "quick"]), exported_again),
+    Row(SESSION, "onnxruntime refuses the graph", graph(_of_no_operator, GRAPH), exported_again),
+    Row(SESSION, ", and not [batch, heads", graph(_any_heads, OF_GRAPH), exported_again),
+    Row("onnx/bounds.py", "The graph takes more than", graph(_huge, OF_GRAPH), _anew, "export it again"),
+    Row("verification/passes.py", "_stopped", graph(_one_token_alone, OF_GRAPH), _anew, "export it again"),
+    Row(VERIFY, "The original is a graph whose", graph(_unnamed, ["verify", "m/model.onnx", "n", "--effort", "quick"]), instead("m/model.onnx", "m"), "Give the checkpoint"),
+    Row("verification/runtimes.py", "The software that this layout", verify_refused(), again(lambda: hf("n"))),
     Row("onnx/export.py", "There is a file of this name", prepared(lambda: export(converter.open_checkpoint("m")), lambda: run(EXPORT)), again(lambda: Path("m/model.onnx").unlink()), "Remove it first"),
     Row("onnx/export.py", "is not beside the graph", call(lambda: export(converter.open_checkpoint("m"), Path("other"))), then(lambda: export(converter.open_checkpoint("m"), Path("m")), "Export into m")),
     Row(OPENING, "The config says ", graph(_of_more_layers), again(lambda: hf()), "belongs to this graph"),

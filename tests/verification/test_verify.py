@@ -230,6 +230,30 @@ def test_an_artifact_that_does_not_load(original: Checkpoint, there: Path) -> No
         verify(original, artifact, route=plain(original), **CPU)
 
 
+@pytest.mark.parametrize("layout", ["hf", "hooked"])
+def test_a_stated_dtype_that_rounds_what_is_loaded(tmp_path: Path, layout: Layout) -> None:
+    """transformers and TransformerLens load in the dtype that the config states."""
+    from transformers import AutoModelForCausalLM
+
+    original = open_checkpoint(random_hf(tmp_path / "hf"))
+    half = {"dtype": "float16"}
+    artifact = open_checkpoint(write_as(original, tmp_path / "half", layout, config=half))
+    found = compare_weights(plain(original), artifact)
+    assert not found.mismatches
+    assert [line.split(":")[0] for line in found.config] == ["dtype"]
+    if layout == "hf":
+        loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+        assert loaded.dtype == torch.float16
+    # The same is loaded of an original that states the same, and of weights that it holds.
+    assert not compare_weights(plain(artifact), artifact).config or layout == "hooked"
+    write_as(
+        original, tmp_path / "few", "hf", edit=lambda _, w: w.astype(np.float16).astype(np.float32)
+    )
+    few = open_checkpoint(tmp_path / "few")
+    held = open_checkpoint(write_as(few, tmp_path / "held", layout, config=half))
+    assert not compare_weights(plain(few), held).config
+
+
 WITHOUT: list[tuple[Exception, int]] = [
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"), 4),
     (MemoryError(), 4),
