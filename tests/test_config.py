@@ -91,8 +91,8 @@ def test_dtypes_that_transformers_does_not_load_in(tmp_path: Path) -> None:
             from_hf(config)
         with pytest.raises((AttributeError, ValueError)):
             AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    for stated in ("half", "double", "bfloat16", None):
-        from_hf(Recipe().config | {"dtype": stated})
+    for right in ("half", "double", "bfloat16", None):
+        from_hf(Recipe().config | {"dtype": right})
 
 
 @pytest.mark.parametrize(
