@@ -162,6 +162,8 @@ class Display:
             results = [p for p in result.probes if p.runtime == ran.what]
             if ran.role == "artifact" and results:
                 self._probes(result, ran, results)
+        if result.reached is not None:
+            self.say(f"    {result.reached}")
         for evidence in result.evidence:
             self._evidence(evidence)
         if result.probes:

@@ -13,6 +13,7 @@ from converter.verification.evidence import Evidence
 from converter.verification.judge import Floor
 from converter.verification.measuring import Errors
 from converter.verification.probes import Probe
+from converter.verification.reach import Reach
 from converter.verification.weights import WeightCheck
 
 MAX_BINS = 256
@@ -152,6 +153,8 @@ class Verification:
     layers: tuple[Layers, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     """What is known of each subject, link by link; with a criterion, of the files alone."""
+    reached: Reach | None = None
+    """What the probes reach of the model, in every runtime; None where none ran."""
     divergences: tuple[Divergence, ...] = ()
     """The units at fault, in forward order: each by itself, whatever those before it do."""
     criterion: Criterion | None = None
@@ -201,6 +204,8 @@ class Verification:
                 f"          worst: {worst.name}, ratio {worst.ratio:.3g}, max |Δ log p|"
                 f" {worst.max_abs_logprob_diff:.2e} (noise {worst.noise_floor:.2e})"
             )
+        if self.reached is not None:
+            lines.append(f"          {self.reached}")
         lines += [f"{e.link:<11}{e.subject}: {e}" for e in self.evidence]
         lines += [f"diverges  at {where}" for where in self.divergences]
         lines += [f"problem   {problem}" for problem in self.problems]
@@ -220,6 +225,7 @@ class Verification:
             "criterion": dataclasses.asdict(self.criterion) if self.criterion else None,
             "runtimes": [dataclasses.asdict(r) for r in self.runtimes],
             "probes": [_plain(dataclasses.asdict(p)) for p in self.probes],
+            "reached": dataclasses.asdict(self.reached) if self.reached else None,
             "evidence": [evidence.to_json() for evidence in self.evidence],
             "layers": [_plain(dataclasses.asdict(layers)) for layers in self.layers],
             "weights": None

@@ -23,6 +23,7 @@ from converter.verification.probes import (
     Effort,
     Probe,
 )
+from converter.verification.reach import reach_of
 from converter.verification.result import Layers, Verification
 from converter.verification.subjects import (
     RUNTIMES,
@@ -247,8 +248,10 @@ def _run(
         say("error by layer")
         probe = max(probes, key=lambda p: (p.tokens.size <= 600, p.tokens.size))
         measured += [layers_of(route, subject, probe, seed) for subject in subjects]
+    pairs = [(found.runtime, found.name) for found in ran.probes]
     return replace(
-        result, runtimes=ran.runtimes, probes=ran.probes, evidence=evidence, remarks=tuple(remarks),
+        result, runtimes=ran.runtimes, probes=ran.probes, reached=reach_of(original.checkpoint.config, probes, pairs),
+        evidence=evidence, remarks=tuple(remarks),
         problems=(*result.problems, *more), divergences=divergences, layers=tuple(measured),
     )  # fmt: skip
 
