@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -63,7 +63,7 @@ def compare_nodes(checkpoint: Checkpoint) -> Nodes:
         why = f"it is of neoconvert's dialect {inert(dialect)}; this version knows {DIALECT}"
         return Nodes(ours=True, unknown=why)
     known, model = _expected(checkpoint)
-    fused = _fused_as(reader.model, model)  # which its optimiser has sorted anew, too
+    fused = _optimised_as(reader.model, model)  # which its optimiser has sorted anew, too
     expected, found = _parts(fused or model, known), _parts(reader.model, known)
     nodes = [key for key in found if key[0] == "node"]
     alike = sum(expected.get(key) == found[key] for key in nodes)
@@ -100,28 +100,85 @@ def _expected(checkpoint: Checkpoint) -> tuple[set[str], onnx.ModelProto]:
     return {place.name for place in places.values()}, ir.to_proto(model)
 
 
-def _fused_as(found: onnx.ModelProto, expected: onnx.ModelProto) -> onnx.ModelProto | None:
-    """`expected`, with each product and the sum after it as one Gemm where `found` has them so,
-    under the name that onnxruntime's optimiser gives it ("basic" and up). None: nowhere."""
-    fused = {n.name.removesuffix(_FUSED) for n in found.graph.node if n.name.endswith(_FUSED)}
-    nodes, products = [], {}
-    for node in expected.graph.node:
-        if node.name in fused and node.op_type == "MatMul":
-            products[node.output[0]] = node
-        elif node.op_type == "Add" and node.input[0] in products:
-            product, bias = products[node.input[0]], node.input[1]
-            inputs = [*product.input, bias]
-            name = product.name + _FUSED
-            nodes.append(onnx.helper.make_node("Gemm", inputs, [node.output[0]], name=name))
-        else:
-            nodes.append(node)
-    if not products:
+def _optimised_as(found: onnx.ModelProto, expected: onnx.ModelProto) -> onnx.ModelProto | None:
+    """`expected` as onnxruntime's optimiser ("basic") makes it, which has gone over `found` where
+    a product and the sum after it are one Gemm. None: it has not."""
+    names = {node.name for node in found.graph.node}
+    fused = {name.removesuffix(_FUSED) for name in names if name.endswith(_FUSED)}
+    nodes = list(_with_gemms(expected.graph.node, fused))
+    if len(nodes) == len(expected.graph.node):
         return None
+    nodes = list(_without_pairs(_without_repeats(nodes, names), names))
     whole = onnx.ModelProto()
     whole.CopyFrom(expected)
     del whole.graph.node[:]
     whole.graph.node.extend(nodes)
     return whole
+
+
+def _with_gemms(nodes: Iterable[onnx.NodeProto], fused: set[str]) -> Iterator[onnx.NodeProto]:
+    """Each of the products `fused` with the sum after it as one node."""
+    products = {}
+    for node in nodes:
+        if node.name in fused and node.op_type == "MatMul":
+            products[node.output[0]] = node
+        elif node.op_type == "Add" and node.input[0] in products:
+            product, bias = products[node.input[0]], node.input[1]
+            name = product.name + _FUSED
+            yield onnx.helper.make_node("Gemm", [*product.input, bias], [node.output[0]], name=name)
+        else:
+            yield node
+
+
+def _without_repeats(nodes: list[onnx.NodeProto], names: set[str]) -> list[onnx.NodeProto]:
+    """Of nodes that compute the same of the same, one: that of `names`."""
+    first: dict[bytes, onnx.NodeProto] = {}
+    same: dict[str, str] = {}  # an output: that of the first that computes it
+    chosen: dict[str, str] = {}  # the first's output: that of the one that stays
+    for node in nodes:
+        told = _renamed(node, same)
+        told.ClearField("name")
+        del told.output[:]
+        other = first.setdefault(told.SerializeToString(deterministic=True), node)
+        if other is not node:
+            same[node.output[0]] = other.output[0]
+            if other.name not in names:
+                chosen[other.output[0]] = node.output[0]
+    final = {output: chosen.get(one, one) for output, one in same.items()} | chosen
+    stay = (node for node in nodes if final.get(node.output[0], node.output[0]) == node.output[0])
+    return [_renamed(node, final) for node in stay]
+
+
+def _without_pairs(nodes: list[onnx.NodeProto], names: set[str]) -> Iterator[onnx.NodeProto]:
+    """A transpose that only another one reads is part of that, as it is in `names`."""
+    gone = {
+        node.output[0]: node
+        for node in nodes
+        if node.op_type == "Transpose" and node.name not in names
+    }
+    for node in nodes:
+        before = gone.get(node.input[0]) if node.op_type == "Transpose" else None
+        if before is not None:
+            inner, outer = (_perm(each) for each in (before, node))
+            perm = [inner[axis] for axis in outer]
+            yield onnx.helper.make_node(
+                "Transpose", [before.input[0]], [node.output[0]], name=node.name, perm=perm
+            )
+        elif node.output[0] not in gone:
+            yield node
+
+
+def _perm(node: onnx.NodeProto) -> Sequence[int]:
+    return next(a.ints for a in node.attribute if a.name == "perm")
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """With other inputs."""
+    result = onnx.NodeProto()
+    result.CopyFrom(node)
+    for i, name in enumerate(node.input):
+        result.input[i] = names.get(name, name)
+    return result
 
 
 Parts = dict[tuple[str, str, int], bytes]

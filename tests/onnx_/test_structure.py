@@ -218,11 +218,12 @@ def test_a_config_beside_the_graph_that_is_another_models(tmp_path: Path) -> Non
     assert not result.passed
 
 
+@pytest.mark.parametrize("with_past", [True, False])
 def test_what_onnxruntime_optimises_at_basic_is_compared_node_by_node(
-    tiny: Checkpoint, tmp_path: Path
+    tiny: Checkpoint, tmp_path: Path, with_past: bool
 ) -> None:
-    """It fuses products and sums, and writes attributes out."""
-    honest = export(tiny, tmp_path / "x", weights="inline").path
+    """It fuses products and sums, and two transposes; leaves out repeats; and writes attributes out."""
+    honest = export(tiny, tmp_path / "x", weights="inline", with_past=with_past).path
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     optimised = tmp_path / "x" / "basic.onnx"
@@ -244,7 +245,13 @@ def test_what_onnxruntime_optimises_at_basic_is_compared_node_by_node(
         del node.attribute[:]
         node.attribute.extend(kept)
 
-    for edit in (exchanged, epsilon_left):
+    def turned(model: onnx.ModelProto) -> None:
+        """Other axes of the keys."""
+        node = next(n for n in model.graph.node if n.name.endswith("attn/Transpose_4"))
+        perm = next(a.ints for a in node.attribute if a.name == "perm")
+        perm[1], perm[2] = perm[2], perm[1]
+
+    for edit in (exchanged, epsilon_left, turned):
         optimised_again = tmp_path / "x" / f"{edit.__name__}.onnx"
         optimised_again.write_bytes(optimised.read_bytes())
         assert compare_nodes(open_artifact(edited(optimised_again, edit))).differing
