@@ -197,8 +197,9 @@ def _contents(said: Any, reader: SafetensorsReader, where: str) -> Contents:
         return found
 
     def whole(found: Array, below: int, what: str) -> NDArray[np.int64]:
+        _need(bool((found >= 0).all() and (found < below).all()), what)  # before they are cast
         numbers = found.astype(np.int64)
-        _need(bool((numbers == found).all() and (found >= 0).all() and (found < below).all()), what)
+        _need(bool((numbers == found).all()), what)
         return numbers
 
     probes = [_probe(p, i, config, array, whole) for i, p in enumerate(said["probes"])]

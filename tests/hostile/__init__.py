@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.hostile import graphs, json_files, others, pickles, weights
+from tests.hostile import graphs, json_files, others, pickles, references, weights
 from tests.hostile.trial import Input
 
 
@@ -13,5 +13,6 @@ def inputs() -> list[Input]:
         *json_files.inputs(),
         *pickles.inputs(),
         *graphs.inputs(),
+        *references.inputs(),
         *others.inputs(),
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+import converter
 from converter.convert import export_onnx, hf_to_tl
 from converter.exporting import Graph
 from converter.verification import verify
@@ -79,6 +80,15 @@ def report() -> Path:
     path = _root() / "report.html"
     write_report(verify(hf(), hooked(), checks="weights").to_json(), path, title="before")
     return path
+
+
+@functools.cache
+def reference() -> Path:
+    """A folder with a reference file of `hf`."""
+    folder = _root() / "reference"
+    folder.mkdir()
+    converter.reference(hf(), folder / "neo.reference", effort="quick", device="cpu")
+    return folder
 
 
 @functools.cache
