@@ -267,6 +267,13 @@ def verify_with(activation: str) -> Callable[[], Asked]:
     return prepared(QUICK, lambda: changed("m/config.json", activation_function=activation))
 
 
+def _untied_called_tied() -> list[str]:
+    hf("m", tied=False)
+    run(["hf-to-tl", "m", "b", "--layout", "bridge", "--no-verify"])
+    changed("b/config.json", tie_word_embeddings=True)
+    return ["verify", "m", "b", "--effort", "quick"]
+
+
 def verify_refused() -> Callable[[], Asked]:
     def change() -> None:
         hf("n")
@@ -326,6 +333,7 @@ ROWS = [
     Row("onnx/bounds.py", "The graph takes more than", graph(_huge, OF_GRAPH), _anew, "export it again"),
     Row("verification/passes.py", "_stopped", graph(_one_token_alone, OF_GRAPH), _anew, "export it again"),
     Row(VERIFY, "The original is a graph whose", graph(_unnamed, ["verify", "m/model.onnx", "n", "--effort", "quick"]), instead("m/model.onnx", "m"), "Give the checkpoint"),
+    Row("verification/libraries.py", "TransformerBridge does not hold", _untied_called_tied, again(lambda: changed("b/config.json", tie_word_embeddings=False)), "tie_word_embeddings"),
     Row("verification/runtimes.py", "The software that this layout", verify_refused(), again(lambda: hf("n"))),
     Row("onnx/export.py", "There is a file of this name", prepared(lambda: export(converter.open_checkpoint("m")), lambda: run(EXPORT)), again(lambda: Path("m/model.onnx").unlink()), "Remove it first"),
     Row("onnx/export.py", "is not beside the graph", call(lambda: export(converter.open_checkpoint("m"), Path("other"))), then(lambda: export(converter.open_checkpoint("m"), Path("m")), "Export into m")),
