@@ -38,6 +38,7 @@ CHOSEN = [
     "adapter_config.json: r = inf",
     ".bin, .pt, .ckpt: os.system",
     ".bin, .pt, .ckpt: zeros",
+    ".bin, .pt, .ckpt: a pickle",
     ".bin, .pt, .ckpt: ten to the ninth by reference",
     ".onnx: functions that double 30 times (verify)",
     ".onnx: seed 1 (verify)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+from converter.checkpoint.hub import named
 from tests.checkpoints import Recipe, read_all, same, write_hf
 
 COMMIT = "c0ffee" * 6 + "abcd"
@@ -125,6 +127,54 @@ def test_download_then_offline(hub: tuple[Path, list[str], dict[str, str]], tmp_
     back = _run(offline, "tl-to-hf", out, str(tmp_path / "back"), "--no-verify")
     assert back.returncode == 0, back.stderr
     assert same(read_all(tmp_path / "back"), tensors)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("EleutherAI/gpt-neo-125m", ("EleutherAI/gpt-neo-125m", None)),
+        ("gpt2", ("gpt2", None)),
+        ("me/neo@v1", ("me/neo", "v1")),
+        ("me/neo@refs/pr/2", ("me/neo", "refs/pr/2")),
+        ("https://huggingface.co/me/neo", ("me/neo", None)),
+        ("https://huggingface.co/me/neo/", ("me/neo", None)),
+        ("https://huggingface.co/me/neo/tree/v1", ("me/neo", "v1")),
+        ("https://huggingface.co/me/neo/tree/refs%2Fpr%2F2", ("me/neo", "refs/pr/2")),
+        ("https://hf.co/me/neo/blob/main/model.safetensors?download=true", ("me/neo", "main")),
+        ("huggingface.co/me/neo/discussions/4", ("me/neo", None)),
+        ("hf://me/neo@v1", ("me/neo", "v1")),
+        ("hf://models/me/neo", ("me/neo", None)),
+        ("https://hub.example/me/neo/commit/abc#top", ("me/neo", "abc")),
+        ("me/neo@", None),
+        ("@v1", None),
+        ("me/neo/more", None),
+        ("https://huggingface.co/datasets/me/neo", None),
+        ("https://example.com/me/neo", None),
+        ("./me/neo", None),
+        ("model.safetensors", None),
+    ],
+)
+def test_what_is_meant(given: str, meant: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.example/")
+    assert named(given) == meant
+
+
+def test_a_revision_in_the_name(
+    hub: tuple[Path, list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    root, asked, environment = hub
+    write_hf(root, Recipe())
+    endpoint = environment["HF_ENDPOINT"]
+    for i, given in enumerate(("me/neo@v1", f"{endpoint}/me/neo/tree/v1")):
+        out = tmp_path / f"tl{i}"
+        done = _run(environment, "hf-to-tl", given, str(out), "--no-verify")
+        assert done.returncode == 0, done.stderr
+        assert any("/revision/v1" in path for path in asked), asked
+        source = json.loads((out / "neoconvert.json").read_text())["source"]
+        assert (source["given"], source["revision"]) == ("me/neo", COMMIT)
+        assert json.loads((out / "cfg.json").read_text())["model_name"] == "neo"
+        asked.clear()
+        shutil.rmtree(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])

@@ -48,7 +48,7 @@ class Job:
 
     @property
     def local(self) -> bool:
-        return os.path.exists(os.path.expanduser(self.source)) or not hub.is_id(self.source)
+        return os.path.exists(os.path.expanduser(self.source)) or hub.named(self.source) is None
 
 
 @dataclass(frozen=True)

@@ -151,9 +151,9 @@ def expand(source: str) -> list[Found]:
     """
     if os.path.exists(os.path.expanduser(source)):
         return [_local(source)]
-    repository, _, revision = source.rpartition("@")
-    if repository and hub.is_id(repository):
-        if not _GLOB.search(revision):
+    if (meant := hub.named(source)) is not None:
+        repository, revision = meant
+        if revision is None or not _GLOB.search(revision):
             return [_hub(repository, revision)]
         names = [name for name in hub.revisions(repository) if fnmatchcase(name, revision)]
         found = [_hub(repository, name) for name in sorted(set(names), key=_natural)]
@@ -161,7 +161,7 @@ def expand(source: str) -> list[Found]:
         paths = glob.glob(os.path.expanduser(source), recursive=True)
         found = [_local(path) for path in sorted(paths, key=_natural) if _may_be_one(path)]
     else:
-        return [_hub(source, None) if hub.is_id(source) else _local(source)]
+        return [_local(source)]
     if not found:
         raise UsageError(
             "Nothing matches the source.",

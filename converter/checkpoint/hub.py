@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 from converter.checkpoint.standard import PICKLES
 from converter.errors import HubUnreachable, SourceNotFound
 
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_PLACES = (
+    "https://huggingface.co", "https://hf.co", "huggingface.co", "hf.co", "hf://models", "hf:/",
+)  # fmt: skip
+_PAGES = ("tree", "blob", "resolve", "commit", "raw")
+"""Of a model, that name a revision."""
 _FILES = (".safetensors", ".onnx", ".json", *PICKLES)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LATER = (408, 425, 429)
@@ -19,9 +26,31 @@ _CLIENTS = ("huggingface_hub", "httpx", "httpx2", "requests", "urllib3")
 """Whose exceptions are about the network: huggingface_hub has changed its client twice."""
 
 
-def is_id(given: str) -> bool:
-    """Whether this can be the name of a model on the hub, and is none of a file."""
+def named(given: str) -> tuple[str, str | None] | None:
+    """The model's id and the revision that `owner/name`, `owner/name@revision` or the address of a
+    page of the model means. None: it cannot be a model on the hub."""
+    name, of_page = _page(given)
+    model, at, revision = name.partition("@")
+    if (at and not revision) or not _is_id(model):
+        return None
+    return model, revision or of_page or None
+
+
+def _is_id(given: str) -> bool:
     return _ID.fullmatch(given) is not None and not given.endswith(_FILES)
+
+
+def _page(given: str) -> tuple[str, str]:
+    """Name and revision of an address such as https://huggingface.co/owner/name/tree/v1; what is no
+    address is a name."""
+    own = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    for place in (own, *_PLACES):
+        if place and given.startswith(f"{place}/"):
+            path = re.split(r"[?#]", given.removeprefix(f"{place}/"))[0]
+            owner, name, kind, revision, *_ = [*map(unquote, path.split("/")), "", "", ""]
+            if owner not in ("datasets", "spaces"):
+                return f"{owner}/{name}", revision if kind in _PAGES else ""
+    return given, ""
 
 
 def fetch(
@@ -96,11 +125,12 @@ def _asking(given: str, revision: str | None) -> Iterator[None]:
             raise  # the disk
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = given + (f" at revision {revision}" if revision else "")
+        which = given + (f" --revision {revision}" if revision else "")
         if _later(error):
             raise HubUnreachable(
                 f"There is no such local path, and the hub could not be asked: {reason}",
                 where=where,
-                do=f"Check the network and run again; without one, run hf download {given} where there is"
+                do=f"Check the network and run again; without one, run hf download {which} where there is"
                 " one, or give a local directory.",
             ) from error
         raise SourceNotFound(

@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import re
 import types
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,7 +108,8 @@ def load(path: str | Path) -> Any:
         if file.read(1) not in (b"\x80", b"P"):  # a tar archive, say, which torch would unpack
             raise _refusal(path, "")
     try:
-        with torch.serialization.safe_globals(_inert()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_inert()):
+            warnings.simplefilter("ignore")  # torch's words on the file; ours follow
             if _is_zip(path):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return legacy_pickles.load(path)

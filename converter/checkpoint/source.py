@@ -32,7 +32,7 @@ class Source:
     """The files of a checkpoint, found and opened, not yet interpreted."""
 
     given: str
-    """What the user typed."""
+    """What the user typed; of a model on the hub, its id."""
     path: Path
     """The directory, or the weight file."""
     readers: tuple[Reader, ...]
@@ -138,8 +138,14 @@ def find(
                 do="Leave --revision out, or give the hub id (owner/name).",
             )
         commit = None
+    elif path.is_symlink():
+        raise SourceNotFound(
+            "This is a link that leads to nothing.",
+            where=given,
+            do="Make the link anew, or give the place that it should lead to.",
+        )
     else:
-        path, commit = _from_hub(given, revision, cache)
+        given, path, commit = _from_hub(given, revision, cache)
     directory = path if path.is_dir() else path.parent
     files = weight_files(path)
     beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
@@ -174,14 +180,25 @@ def find(
     )
 
 
-def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[Path, str]:
-    if not hub.is_id(given):
+def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[str, Path, str]:
+    """The model's id, its directory and the commit."""
+    meant = hub.named(given)
+    if meant is None:
         raise SourceNotFound(
             "There is no such file or directory, and this is not a hub id.",
             where=given,
             do="Give a directory, a weight file or a hub id such as EleutherAI/gpt-neo-125m.",
         )
-    return hub.fetch(given, revision, ["*.json", *TOKENIZER_FILES], cache)
+    model, own = meant
+    if revision is not None and own is not None:
+        raise UsageError(
+            "The revision is named twice.",
+            where=f"{given} --revision {revision}",
+            do=f"Leave one of the two out: {model}",
+        )
+    wanted = ["*.json", *TOKENIZER_FILES]
+    path, commit = hub.fetch(model, own if revision is None else revision, wanted, cache)
+    return model, path, commit
 
 
 def called(given: str | Path) -> str:

@@ -212,6 +212,11 @@ def _bridge_config(do: str, asked: Asked) -> Asked:
     return [*asked, "--cfg", "config.json"]
 
 
+def _once(do: str, _: Asked) -> Asked:
+    """The name without its revision: here, of a directory."""
+    return convert(source=do.rpartition(": ")[2])
+
+
 def _two_configs() -> list[str]:
     hf()
     state = {n: torch.from_numpy(a) for n, a in read_all(Path("m")).items()}
@@ -308,6 +313,8 @@ ROWS = [
     Row("checkpoint/legacy_pickles.py", "The file does not hold the bytes", wrong(_lacking, convert("--allow-pickle")), again(_legacy), "save it again"),
     Row("checkpoint/source.py", "There is no such file or directory", prepared(convert(source="./nowhere")), instead("./nowhere", "m"), "hub id"),
     Row("checkpoint/source.py", "--revision names a commit", prepared(convert("--revision", "main")), less("--revision", "main")),
+    Row("checkpoint/source.py", "This is a link that leads to nothing", prepared(convert(source="ln"), lambda: Path("ln").symlink_to("gone")), instead("ln", "m"), "the place that it should lead to"),
+    Row("checkpoint/source.py", "The revision is named twice", prepared(convert("--revision", "main", source="m@v1")), _once, "Leave one of the two out"),
     Row("checkpoint/source.py", "SOURCE changed while", _changing, _opened_again),
     Row("checkpoint/hub.py", "the hub could not be asked", _offline, _downloaded),
     Row("checkpoint/hub.py", "the hub gave no such model", prepared(convert(source="a..b/neo")), instead("a..b/neo", "m"), "a local directory"),
