@@ -143,14 +143,27 @@ def jobs(source: Path, place: Path, verified: bool) -> Iterator[Job]:
     yield library("transformers: load, save", "tl-to-hf, raw", TL3, TRANSFORMERS, hf, theirs)
 
 
-def run(job: Job) -> Run:
-    if job.output and job.output.is_dir():
-        shutil.rmtree(job.output)
-    elif job.output:
-        job.output.unlink(missing_ok=True)
+def run(job: Job, kept: bool) -> Run:
+    """`kept`: another job reads the output. All outputs at once would not fit the disk."""
+    _remove(job.output)
     if job.beside and job.output:
         job.output.mkdir(parents=True)
-    return measure(job.command)
+    found = measure(job.command)
+    if not kept:
+        _remove(job.output)
+    return found
+
+
+def _remove(output: Path | None) -> None:
+    if output and output.is_dir():
+        shutil.rmtree(output)
+    elif output:
+        output.unlink(missing_ok=True)
+
+
+def _read_by_others(job: Job, listed: list[Job]) -> bool:
+    others = (word for other in listed if other.output != job.output for word in other.command)
+    return any(str(job.output) in word for word in others)
 
 
 def measure(command: list[str]) -> Run:
@@ -255,12 +268,14 @@ def main(
         for turn in range(rounds):
             for job in listed:
                 print(f"{size}, round {turn + 1} of {rounds}: {job.name}", file=sys.stderr)
-                runs.setdefault(job.name, []).append(run(job))
+                runs.setdefault(job.name, []).append(run(job, _read_by_others(job, listed)))
+            document[size] = {name: [vars(r) for r in each] for name, each in runs.items()}
+            if report:  # after each round: a long run may be cut short
+                report.write_text(json.dumps(document, indent=2) + "\n")
         console.print(table(size, {name: _median(r) for name, r in runs.items()}, listed))
-        document[size] = {name: [vars(r) for r in each] for name, each in runs.items()}
+        if not only:
+            shutil.rmtree(place)
     console.print(f"Medians of {rounds} rounds; {os.cpu_count()} cores; {document['date']}.")
-    if report:
-        report.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
