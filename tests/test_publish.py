@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from converter.checkpoint.plan import Planned
 from converter.checkpoint.publish import adding, staging
 from converter.checkpoint.record import UNSEALED, bears_seal, rerecord, sealed, survey
 from converter.checkpoint.replaceable import check_output
-from converter.checkpoint.workspace import clean
+from converter.checkpoint.workspace import Workspace, clean
 from converter.convert import hf_to_tl
 from converter.errors import NoSpace, OutputExists, SamePlace, SourceChanged, VerificationFailed
 from converter.interrupts import Interrupted
@@ -484,6 +485,30 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_runs_beside_one_another_clean_without_harm(tmp_path: Path) -> None:
+    """Each settles what it takes for a dead run's, while others begin and end."""
+    wrong: list[object] = []
+
+    def run(name: str) -> None:
+        for turn in range(60):
+            try:
+                if turn % 2:
+                    clean(tmp_path)
+                wrong.extend(Workspace(tmp_path, name).close())
+            except Exception as error:
+                wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(run, "abcd"))
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_source_and_output_times_do_not_matter(tmp_path: Path) -> None:

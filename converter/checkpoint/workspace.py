@@ -222,11 +222,12 @@ def in_order(new: Path) -> list[Path]:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a settled workspace, its lock last."""
-    if (folder / "new").is_dir():
+    """Remove a settled workspace, its lock last. Another run may be at it as well."""
+    with suppress(FileNotFoundError):
         (folder / "new").rmdir()
     (folder / LOCK).unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(FileNotFoundError):
+        folder.rmdir()
 
 
 def lock(handle: int) -> bool | None:
