@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -487,6 +488,16 @@ def _umask() -> int:
     return mask
 
 
+def four_at_once(run: Callable[[str], None]) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(run, "abcd"))
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_runs_beside_one_another_clean_without_harm(tmp_path: Path) -> None:
     """Each settles what it takes for a dead run's, while others begin and end."""
     wrong: list[object] = []
@@ -500,15 +511,27 @@ def test_runs_beside_one_another_clean_without_harm(tmp_path: Path) -> None:
             except Exception as error:
                 wrong.append(error)
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(run, "abcd"))
-    finally:
-        sys.setswitchinterval(before)
+    four_at_once(run)
     assert wrong == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_beside_one_that_fails_keep_the_folder_that_it_made(tmp_path: Path) -> None:
+    wrong: list[Exception] = []
+
+    def run(name: str) -> None:
+        for turn in range(60):
+            try:
+                with staging(tmp_path / "new" / f"{name}{turn}"):
+                    raise LookupError
+            except LookupError:
+                pass
+            except Exception as error:
+                wrong.append(error)
+
+    four_at_once(run)
+    assert wrong == []
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "new"])
 
 
 def test_source_and_output_times_do_not_matter(tmp_path: Path) -> None:

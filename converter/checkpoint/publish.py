@@ -96,6 +96,7 @@ def parents_of(target: Path) -> Iterator[None]:
 
 
 def _require_space(directory: Path, needs: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)  # as in `Workspace`
     disk = shutil.disk_usage(directory)
     if disk.total and disk.free < needs:
         raise NoSpace(

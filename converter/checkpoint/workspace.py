@@ -39,6 +39,7 @@ class Workspace:
         """
         while True:
             stem = "neoconvert" if name == "." else name[:48]
+            parent.mkdir(parents=True, exist_ok=True)  # another run made it, failed, and removed it
             self.folder = Path(tempfile.mkdtemp(prefix=f".{stem}.", suffix=SUFFIX, dir=parent))
             try:
                 self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
