@@ -241,13 +241,21 @@ def table(size: str, medians: dict[str, Run], listed: list[Job]) -> Table:
 @click.option("--sizes", default="125m", show_default=True, help=f"Any of {', '.join(SIZES)}.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option(
-    "--only", default="", help="Jobs whose names hold this; what they read must be there."
+    "--only",
+    multiple=True,
+    default=("",),
+    help="Repeatable. Jobs whose names hold this; what they read must be there, or among them.",
 )
 @click.option("--verified", is_flag=True, help="Also conversions that verify.")
 @click.option("--theirs/--no-theirs", default=True, help="Also the libraries.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write every run there.")
 def main(
-    sizes: str, rounds: int, only: str, verified: bool, theirs: bool, report: Path | None
+    sizes: str,
+    rounds: int,
+    only: tuple[str, ...],
+    verified: bool,
+    theirs: bool,
+    report: Path | None,
 ) -> None:
     console = Console(width=150)
     document: dict[str, object] = {
@@ -261,7 +269,9 @@ def main(
         make_model_apart(source, *SIZES[size])
         place.mkdir(exist_ok=True)
         listed = [
-            j for j in jobs(source, place, verified) if only in j.name or j.name.startswith("cp ")
+            job
+            for job in jobs(source, place, verified)
+            if job.name.startswith("cp ") or any(words in job.name for words in only)
         ]
         listed = [j for j in listed if theirs or not j.beside]
         runs: dict[str, list[Run]] = {}
@@ -273,7 +283,7 @@ def main(
             if report:  # after each round: a long run may be cut short
                 report.write_text(json.dumps(document, indent=2) + "\n")
         console.print(table(size, {name: _median(r) for name, r in runs.items()}, listed))
-        if not only:
+        if only == ("",):
             shutil.rmtree(place)
     console.print(f"Medians of {rounds} rounds; {os.cpu_count()} cores; {document['date']}.")
 
