@@ -114,6 +114,12 @@ running = _options(
         help="How much is run. thorough: every token, every position, whatever it costs.",
     ),
 )
+text = click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TEXT",
+    help="A file of text to probe too.",
+)
 verifying = _options(
     running,
     click.option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli_ending import reporting
-from converter.cli_options import printing, reading, running, verifying
+from converter.cli_options import printing, reading, running, text, verifying
 from converter.cli_running import READING, opened, report_to, require_report, verified
 from converter.errors import UsageError
 from converter.output import shown
@@ -61,12 +61,7 @@ if TYPE_CHECKING:
     metavar="RATIO",
     help="Likewise: ARTIFACT's perplexity over ORIGINAL's, on texts. Beside the others.",
 )
-@click.option(
-    "--text",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Probe this text too.",
-)
+@text
 @click.option(
     "--python",
     "pythons",
@@ -126,12 +121,7 @@ def verify(
 @click.argument("original")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @reading
-@click.option(
-    "--text",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="TEXT",
-    help="Probe this text too.",
-)
+@text
 @running
 @click.option(
     "--overwrite", is_flag=True, help="Replace FILE, if it is a reference that neoconvert wrote."

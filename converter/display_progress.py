@@ -55,7 +55,7 @@ def shown_on(console: Console) -> Iterator[Progress]:
 
 
 def _bar(console: Console) -> Iterator[Progress]:
-    columns = bars.TextColumn("{task.description}"), bars.BarColumn(_BAR), _Pace()
+    columns = bars.TextColumn("{task.description}"), bars.BarColumn(_BAR), _PaceColumn()
     pace, room = Pace(), min(48, max(16, console.width - _BAR - _PACE - 2))
     with bars.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading headers".ljust(room), total=None, pace="")
@@ -75,7 +75,7 @@ def _fitting(what: str, room: int) -> str:
     return what.ljust(room)
 
 
-class _Pace(bars.ProgressColumn):
+class _PaceColumn(bars.ProgressColumn):
     def render(self, task: bars.Task) -> Text:
         return Text(str(task.fields["pace"]), no_wrap=True)
 

@@ -96,8 +96,10 @@ def parents_of(target: Path) -> Iterator[None]:
 
 
 def _require_space(directory: Path, needs: int) -> None:
-    directory.mkdir(parents=True, exist_ok=True)  # as in `Workspace`
-    disk = shutil.disk_usage(directory)
+    try:
+        disk = shutil.disk_usage(directory)
+    except FileNotFoundError:  # another run made it, failed, and removed it: `Workspace` makes it
+        return
     if disk.total and disk.free < needs:
         raise NoSpace(
             f"There is too little space: {needs:,} bytes will be written, {disk.free:,} are free.",

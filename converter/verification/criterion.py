@@ -48,7 +48,7 @@ class Criterion:
             raise UsageError(
                 "Perplexity is of texts alone, and would leave most probes without a limit.",
                 where="--max-perplexity-ratio",
-                do=f"State another limit too, such as {STATE_IT}, and give a text with --text FILE.",
+                do=f"State another limit too, such as {STATE_IT}, and give a text with --text TEXT.",
             )
         return Criterion(max_kl, min_top1, max_perplexity_ratio)
 

@@ -14,13 +14,14 @@ from converter.route import Route
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
 from converter.verification.exact import Truth
+from converter.verification.judge import Floor
 from converter.verification.measuring import Errors, measure
 from converter.verification.original import Original
 from converter.verification.passes import info, logits_of, release, threads_for
 from converter.verification.probes import Probe, cost
 from converter.verification.program import examine_program, few_of
 from converter.verification.reference import forward
-from converter.verification.result import ProbeResult, RuntimeInfo, probe_result
+from converter.verification.result import ByPosition, Perplexity, ProbeResult, RuntimeInfo
 from converter.verification.route_link import examine_route
 from converter.verification.runtimes import Runtime
 from converter.verification.standard import Standard, standard_for
@@ -101,7 +102,7 @@ def compare_function(
             margins = [2 * floor.max_abs for floor in standard.floors]
             found = _run(runtime, standard.reference, margins, say)
             judged = [
-                probe_result(
+                _probe_result(
                     probes[index], ran[-1].what, run, standard.honest[index],
                     standard.floors[index], max_ratio, standard.costs[index], criterion,
                 )
@@ -244,3 +245,56 @@ def _off(results: Sequence[ProbeResult]) -> str | None:
         f" {off[0].reason}"
         + (f"; worst {worst.name!r}: {worst.reason}." if worst is not off[0] else ".")
     )
+
+
+def _probe_result(
+    probe: Probe,
+    runtime: str,
+    run: Errors,
+    honest: Errors,
+    floor: Floor,
+    max_ratio: float,
+    rounded: Errors | None,
+    criterion: Criterion | None = None,
+) -> ProbeResult:
+    """The verdict on one probe.
+
+    Args:
+        honest: a run of the original: where NaN and infinity belong.
+        rounded: what rounding the weights does; None where they are not rounded.
+        criterion: decides instead of the floor.
+    """
+    ratio = run.ratio(floor)
+    reason = None
+    if not run.same_classes(honest):
+        reason = "NaN or infinity where the original has none, or the reverse"
+    elif criterion is not None:
+        reason = criterion.exceeded(run, text=probe.text)
+    elif not ratio <= max_ratio:
+        reason = f"{ratio:.3g} times float32's own noise, more than {max_ratio:g}"
+    texts = (rounded.reference_nll if rounded else run.reference_nll, run.reference_nll, run.nll)
+    return ProbeResult(
+        name=probe.name,
+        runtime=runtime,
+        max_abs_logprob_diff=run.max_abs,
+        mean_abs_logprob_diff=run.mean_abs,
+        kl=run.kl,
+        top1_agreement=run.top1_agreement,
+        noise_floor=floor.max_abs,
+        ratio=ratio,
+        compared=run.compared,
+        passed=reason is None,
+        reason=reason,
+        storage_max_abs_logprob_diff=rounded.max_abs if rounded else None,
+        storage_kl=rounded.kl if rounded else None,
+        storage_top1_agreement=rounded.top1_agreement if rounded else None,
+        perplexity=Perplexity(*map(_exp, texts)) if probe.text else None,
+        by_position=ByPosition.of(run.by_position, floor.by_position) if run.by_position else None,
+    )
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

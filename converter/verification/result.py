@@ -10,9 +10,6 @@ from typing import Any
 
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
-from converter.verification.judge import Floor
-from converter.verification.measuring import Errors
-from converter.verification.probes import Probe
 from converter.verification.reach import Reach
 from converter.verification.weights import WeightCheck
 
@@ -266,56 +263,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
-
-
-def probe_result(
-    probe: Probe,
-    runtime: str,
-    run: Errors,
-    honest: Errors,
-    floor: Floor,
-    max_ratio: float,
-    cost: Errors | None,
-    criterion: Criterion | None = None,
-) -> ProbeResult:
-    """The verdict on one probe.
-
-    Args:
-        honest: a run of the original: where NaN and infinity belong.
-        cost: what rounding the weights does; None where they are not rounded.
-        criterion: decides instead of the floor.
-    """
-    ratio = run.ratio(floor)
-    reason = None
-    if not run.same_classes(honest):
-        reason = "NaN or infinity where the original has none, or the reverse"
-    elif criterion is not None:
-        reason = criterion.exceeded(run, text=probe.text)
-    elif not ratio <= max_ratio:
-        reason = f"{ratio:.3g} times float32's own noise, more than {max_ratio:g}"
-    texts = (cost.reference_nll if cost else run.reference_nll, run.reference_nll, run.nll)
-    return ProbeResult(
-        name=probe.name,
-        runtime=runtime,
-        max_abs_logprob_diff=run.max_abs,
-        mean_abs_logprob_diff=run.mean_abs,
-        kl=run.kl,
-        top1_agreement=run.top1_agreement,
-        noise_floor=floor.max_abs,
-        ratio=ratio,
-        compared=run.compared,
-        passed=reason is None,
-        reason=reason,
-        storage_max_abs_logprob_diff=cost.max_abs if cost else None,
-        storage_kl=cost.kl if cost else None,
-        storage_top1_agreement=cost.top1_agreement if cost else None,
-        perplexity=Perplexity(*map(_exp, texts)) if probe.text else None,
-        by_position=ByPosition.of(run.by_position, floor.by_position) if run.by_position else None,
-    )
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf

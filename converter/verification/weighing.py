@@ -24,6 +24,7 @@ from converter.verification.weights import (
     compare_weights,
     config_differences,
     joined,
+    rounded_when_loaded,
 )
 
 
@@ -69,11 +70,13 @@ def weigh(
         if not (check.passed or known or lossy):
             check, route, more = _by_weights_alone(check, route, artifact, say)
             remarks += more
-        checks.append(check)
+        # Of the weights in their own library: a graph that shares them is loaded as it is.
+        loaded = replace(check, config=(*check.config, *rounded_when_loaded(route, artifact)))
+        checks.append(loaded)
         name = WEIGHTS if artifact.graph is None else graph_name(artifact, artifact)
         ours = known or written_here(artifact)
         ours &= check.unknown is None and not lossy
-        evidence.append(replace(_weights(name, check, lossy), required=ours))
+        evidence.append(replace(_weights(name, loaded, lossy), required=ours))
     for graph in graphs:
         name = graph_name(graph, artifact)
         nodes = compare_structure(route, graph)

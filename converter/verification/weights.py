@@ -125,12 +125,10 @@ def compare_weights(
     config = config_differences(route.target_config, artifact.config)
     if not mismatches and route.target_config.folded != artifact.config.folded:
         config += ("normalization_type",) if _norms_matter(artifact) else ()
-    return WeightCheck(
-        compared, tuple(mismatches), (*config, *_rounded_when_loaded(route, artifact))
-    )
+    return WeightCheck(compared, tuple(mismatches), config)
 
 
-def _rounded_when_loaded(route: Route, artifact: Checkpoint) -> tuple[str, ...]:
+def rounded_when_loaded(route: Route, artifact: Checkpoint) -> tuple[str, ...]:
     """The dtype that the artifact's config states, where loading rounds its weights to that."""
     stated = _stated_dtype(artifact)
     if stated is None or stated == _stated_dtype(route.source):

@@ -26,6 +26,7 @@ from tests.checkpoints import Recipe, read_all, write_hf
 from tests.loopback import Hub, environment, serving
 
 WEIGHTS, CONFIG, INDEX = "m/model.safetensors", "m/config.json", "m/model.safetensors.index.json"
+PICKLE = "m/pytorch_model.bin"
 SECOND = "m/model-00002-of-00002.safetensors"
 SOUND = again(lambda: hf())  # the same files, downloaded or saved again
 
@@ -74,9 +75,7 @@ def _single(do: str, asked: Asked) -> Asked:
 
 def _pickled() -> list[str]:
     hf()
-    torch.save(
-        {n: torch.from_numpy(a) for n, a in read_all(Path("m")).items()}, "m/pytorch_model.bin"
-    )
+    torch.save({n: torch.from_numpy(a) for n, a in read_all(Path("m")).items()}, PICKLE)
     Path(WEIGHTS).unlink()
     return CONVERT
 
@@ -101,23 +100,19 @@ def _given_config(do: str, asked: Asked) -> Asked:
 
 def _legacy() -> None:
     """As torch 1.5 wrote it."""
-    state = {n: torch.from_numpy(a) for n, a in read_all(hf("sound")).items()}
-    torch.save(state, "m/pytorch_model.bin", _use_new_zipfile_serialization=False)
+    torch.save(_weights(), PICKLE, _use_new_zipfile_serialization=False)
 
 
 def _lacking() -> None:
     """Its last tensor is not in the list of those whose bytes follow."""
     Path(WEIGHTS).unlink()
-    state = {n: torch.from_numpy(a) for n, a in read_all(hf("sound")).items()}
+    state = _weights()
     buffer = io.BytesIO()
     torch.save(state, buffer, _use_new_zipfile_serialization=False)
     keys = sorted(str(t.untyped_storage()._cdata) for t in state.values())
     whole, some = (pickle.dumps(each, 2) for each in (keys, keys[:-1]))
     assert buffer.getvalue().count(whole) == 1
-    write("m/pytorch_model.bin", buffer.getvalue().replace(whole, some))
-
-
-PICKLE = "m/pytorch_model.bin"
+    write(PICKLE, buffer.getvalue().replace(whole, some))
 
 
 def _weights() -> dict[str, Any]:

@@ -187,3 +187,18 @@ def test_stored_weights_of_another_function(tmp_path: Path) -> None:
             same=False, explained=(), known=False, limit=MAX_RATIO, seed=0, say=silent,
         )  # fmt: skip
         assert (found.outcome == "differs") == off
+
+
+def test_a_stated_dtype_that_rounds_counts_here_too(tmp_path: Path) -> None:
+    """Of what TransformerLens processed, whose steps are found and whose bits are its own."""
+    source = original(tmp_path)
+    weights = process_in_transformer_lens(read(source), source.config, DEFAULT)
+    artifact = write(tmp_path / "tl", weights, source, "hooked").directory
+    honest = verify(source, artifact, checks="weights")
+    assert honest.passed
+    assert honest.weights is not None
+    assert honest.weights.explained
+    edit_json(artifact / "cfg.json", lambda cfg: cfg.update(dtype="torch.float16"))
+    result = verify(source, artifact, checks="weights")
+    assert not result.passed
+    assert "dtype: float16 is stated" in result.problems[0]
