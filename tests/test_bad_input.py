@@ -181,6 +181,16 @@ def test_pickle_that_runs_code(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "this ran" not in capsys.readouterr().out
 
 
+def test_what_torch_thinks_of_a_pickle_is_not_shown(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.save({"a": torch.zeros(2)}, tmp_path / "model.pt", pickle_protocol=4)
+    _refused(
+        tmp_path, ["tl-to-hf", "--allow-pickle", str(tmp_path / "model.pt")], 3, "weights_only"
+    )
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_compressed_pickle_archive(tmp_path: Path) -> None:
     import zipfile
 

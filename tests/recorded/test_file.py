@@ -178,6 +178,8 @@ ARRAYS: tuple[Change, ...] = (
     lambda a: a * np.nan,
     lambda a: a + 1e9,
     lambda a: a - 1e9,
+    lambda a: a + 1e300,
+    lambda a: a + 0.5,
     lambda a: a.astype(np.float32),
     lambda a: a[None],
 )
@@ -191,6 +193,7 @@ def taken(record: Path, path: Path, change: Callable[[Any, dict[str, Any]], obje
     return True
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_sealed_file_is_not_trusted_for_its_seal(record: Path, tmp_path: Path) -> None:
     path = tmp_path / "odd"
     assert taken(record, path, lambda _said, _arrays: None)
