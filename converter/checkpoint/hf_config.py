@@ -88,7 +88,7 @@ def _require_optional(config: Mapping[str, Any], where: str) -> None:
             )
     if (stated := config.get("dtype")) and code_stated(stated) is None:
         raise fail(
-            f"dtype is {str(stated)[:40]!r}: transformers loads a GPT-Neo in no such dtype.",
+            f"dtype is {str(stated)[:40]!r}: transformers cannot load a GPT-Neo in that.",
             where,
             "Correct dtype in the config, or remove it: the weights then keep their own.",
         )
