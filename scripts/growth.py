@@ -1,7 +1,4 @@
-"""docs/growth.svg: how time and memory grow with the model, from what `scripts/bench --json` wrote.
-
-.venvs/tl4/bin/python -m scripts.growth 125m.json 1.3b.json 2.7b.json
-"""
+"""docs/growth.svg: how time and memory grow with the model, from what `scripts/bench --json` wrote."""
 
 from __future__ import annotations
 
