@@ -46,7 +46,9 @@ def reporting(command: Command) -> Command:
         name = click.get_current_context().info_name or ""
         try:
             from converter.display import Display
+            from converter.parallel import share_memory
 
+            share_memory()
             display = Display(as_json=as_json, quiet=quiet)
             document, exit_code = command(*args, display=display, **options)
         except (click.ClickException, click.exceptions.Exit):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections import deque
@@ -13,8 +15,6 @@ T = TypeVar("T")
 _MOST = 4
 """Threads: more wait for memory, and each holds pieces of it."""
 _here = threading.local()
-
-
 _sharers = 1
 
 
@@ -22,6 +22,26 @@ def share_among(processes: int) -> None:
     """From now on, this process is one of so many that share the machine."""
     global _sharers
     _sharers = processes
+
+
+_ARENA_MAX = -8
+"""M_ARENA_MAX of glibc's malloc.h."""
+
+
+def share_memory() -> None:
+    """Have all threads take memory from two places, not each from its own, where glibc gives it out:
+    what one gives back serves the others. To be called before there are threads."""
+    _glibc("mallopt", _ARENA_MAX, 2)
+
+
+def give_back() -> None:
+    """Give back what glibc keeps of memory that is free."""
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(name: str, *args: int) -> None:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's
+        getattr(ctypes.CDLL(None), name)(*args)
 
 
 def cores() -> int:

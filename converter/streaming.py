@@ -14,6 +14,7 @@ from converter.checkpoint.sink import Sink
 from converter.dtypes import CODES, NAMES, cast, chunks, sha256
 from converter.errors import CannotUndo, NotRepresentable
 from converter.layout import Slot
+from converter.parallel import give_back
 from converter.piecewise import Index, Piecewise, cut
 from converter.processing.ledger import encode_unit
 from converter.processing.step import is_vector
@@ -91,6 +92,8 @@ def stream(
             if route.whole_units:
                 background.finish()
             del unit, made, written  # before the next unit is read
+            if route.whole_units:
+                give_back()
     if isinstance(route, Undoing):
         _require_original(route, plan, writer.sha256, restored)
     for name, target in as_it_was.items():

@@ -56,36 +56,49 @@ print(json.dumps({'grown': peak() - before, 'model': size}))
     ],
 )  # fmt: skip
 def test_peak_memory(layout: str, process: str, back: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     for name, layers in {"small": 4, "big": 24}.items():
-        recipe = Recipe(
-            d_head=64,
-            n_heads=4,
-            attention=("global", "local") * (layers // 2),
-            n_ctx=64,
-            d_vocab=256,
-        )
-        config = from_hf(recipe.config)
-        slots = expand("hf", config.sizes, config.n_layers).values()
-        tensors = {
-            s.name: rng.normal(size=s.shape).astype(np.float32)
-            for s in slots
-            if s.name and s.key != "unembed.W_U"
-        }
-        (tmp_path / name).mkdir()
-        save_file(tensors, tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text(json.dumps(recipe.config))
-    places = [str(tmp_path / name) for name in ("small", "big", "out")]
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *places, layout, process, back],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    measured = json.loads(result.stdout)
+        attention = ("global", "local") * (layers // 2)
+        recipe = Recipe(d_head=64, n_heads=4, attention=attention, n_ctx=64, d_vocab=256)
+        _write_large(recipe, tmp_path / name)
+    measured = _measure(tmp_path, layout, process, back)
     block = 12 * 256**2 * 4
     assert measured["model"] > 70e6
     assert measured["grown"] < 4 * block, measured
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("process", ["none", "default"])
+def test_one_embedding_is_in_memory_at_a_time(process: str, tmp_path: Path) -> None:
+    """It is the largest tensor by far; the tied head is compared, coded and decoded in pieces."""
+    for name, vocabulary in {"small": 100, "big": 60_000}.items():
+        recipe = Recipe(d_head=64, n_heads=8, attention=("local",), n_ctx=64, d_vocab=vocabulary)
+        _write_large(recipe, tmp_path / name)
+    measured = _measure(tmp_path, "hooked", process, "back")
+    assert measured["grown"] < 1.3 * 60_000 * 512 * 4, measured
+
+
+def _write_large(recipe: Recipe, directory: Path) -> None:
+    rng = np.random.default_rng(0)
+    config = from_hf(recipe.config)
+    slots = expand("hf", config.sizes, config.n_layers).values()
+    tensors = {
+        s.name: rng.normal(size=s.shape).astype(np.float32)
+        for s in slots
+        if s.name and s.key != "unembed.W_U"
+    }
+    directory.mkdir()
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(recipe.config))
+
+
+def _measure(root: Path, *arguments: str) -> dict[str, int]:
+    places = [str(root / name) for name in ("small", "big", "out")]
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *places, *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    measured: dict[str, int] = json.loads(result.stdout)
+    return measured
 
 
 def test_a_unit_is_gone_before_the_next_is_read(

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
+from converter import piecewise
 from converter.checkpoint import open_checkpoint
 from converter.convert import hf_to_tl, tl_to_hf
+from converter.dtypes import same_bits
 from converter.errors import ConfigError, MissingTensor, PickleRefused, UnsafeReference
 from converter.inspection import Inspection
+from converter.layout import Layout
 from tests.checkpoints import Recipe, Tensors, read_all, same, write_hf
 
 RECIPE = Recipe(attention=("local", "global"), d_mlp=5)
@@ -299,3 +302,35 @@ def test_every_byte_of_a_source_is_in_the_record(tmp_path: Path) -> None:
         with open(tmp_path / "hf" / name, "a") as file:
             file.write("\n")
         assert record(f"after {name}") != before
+
+
+@pytest.mark.parametrize("layout", ["hooked", "bridge", "hf"])
+@pytest.mark.parametrize("bit", ["", "first", "last"])
+def test_a_tie_is_compared_to_the_last_bit(
+    layout: Layout, bit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece at a time, whichever way the head lies in the file."""
+    monkeypatch.setattr(piecewise, "PIECE", 64)
+    write_hf(tmp_path / "hf", Recipe(tied=True))
+    there = tmp_path / ("hf" if layout == "hf" else "there")
+    if layout != "hf":
+        hf_to_tl(tmp_path / "hf", there, layout=layout, check=False)
+    file = next(there.glob("*.safetensors"))
+    tensors = load_file(file)
+    names = {"hooked": "unembed.W_U", "bridge": "unembed.weight", "hf": "lm_head.weight"}
+    head, embedding = names[layout], {"hf": "transformer.wte.weight", "hooked": "embed.W_E", "bridge": "embed.weight"}[layout]  # fmt: skip
+    tensors[head] = (tensors[embedding].T if layout == "hooked" else tensors[embedding]).copy()
+    if bit:
+        whole = tensors[head].reshape(-1).view(np.uint32)
+        whole[{"first": 0, "last": -1}[bit]] ^= 1
+    save_file(tensors, file)
+    assert open_checkpoint(there).tied is (not bit)
+
+
+def test_rows_of_a_tensor(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", Recipe())
+    for reader in open_checkpoint(tmp_path / "hf").source.readers:
+        for name in reader.tensors:
+            whole = reader.read(name)
+            for start, stop in ((0, 1), (1, 3), (2, 10**6), (5, 5)):
+                assert same_bits(reader.rows(name, start, stop), whole[start:stop]), name

@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import mismatch, read_config
-from converter.checkpoint.reader import Stored
+from converter.checkpoint.reader import Reader, Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
 from converter.checkpoint.standard import holds_weights
@@ -21,6 +21,7 @@ from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
 from converter.errors import MissingTensor, UnknownTensor
 from converter.layout import Layout, Slot, buffers, expand
+from converter.piecewise import cut
 
 if TYPE_CHECKING:
     from converter.adapter import Merged
@@ -117,7 +118,20 @@ class Checkpoint:
             return False
         if self.code(HEAD) != self.code(EMBEDDING):
             return False
-        return same_bits(self.tensor(EMBEDDING), self.tensor(HEAD).T)
+        return self._same_matrix()
+
+    def _same_matrix(self) -> bool:
+        """Whether the head holds the embedding's bits: a piece of it is in memory at a time."""
+        head, embedding = self.stored[HEAD], self.tensor(EMBEDDING)
+        beside = embedding.T if self.slots[HEAD].straight else embedding  # in the file's axes
+        reader = self._reader(head)
+        return all(
+            same_bits(reader.rows(head.name, rows.start, rows.stop), beside[rows])
+            for (rows, *_) in cut(head.shape, 0)
+        )
+
+    def _reader(self, stored: Stored) -> Reader:
+        return next(r for r in self.source.readers if stored.name in r.tensors)
 
     @property
     def original_hf_config(self) -> dict[str, Any] | None:
@@ -165,8 +179,8 @@ class Checkpoint:
         """
         stored = self.stored.get(key)
         if stored is not None:
-            reader = next(r for r in self.source.readers if stored.name in r.tensors)
-            raw = self.slots[key].to_hub.apply(reader.read(stored.name), self.config.sizes)
+            raw = self._reader(stored).read(stored.name)
+            raw = self.slots[key].to_hub.apply(raw, self.config.sizes)
         elif key == HEAD:
             raw = self.tensor(EMBEDDING).T
         else:

@@ -12,7 +12,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,6 +65,10 @@ class Reader(ABC):
     def read(self, name: str) -> np.ndarray:
         """The whole tensor, in its stored dtype and shape. KeyError if there is none."""
 
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Part of a tensor, along its first axis. KeyError if there is no such tensor."""
+        return self.read(name)[start:stop]
+
 
 class SafetensorsReader(Reader):
     """A `.safetensors` file.
@@ -109,6 +113,13 @@ class SafetensorsReader(Reader):
 
     def read(self, name: str) -> np.ndarray:
         return read_at(self.tensors[name], self.places[name][0])
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        stored, offset = self.tensors[name], self.places[name][0]
+        length, *rest = stored.shape
+        start, stop, _ = slice(start, stop).indices(length)
+        part = replace(stored, shape=(max(0, stop - start), *rest))
+        return read_at(part, offset + start * (stored.nbytes // max(1, length)))
 
     def rest_sha256(self, but: Collection[str]) -> str:
         """One SHA-256 of the file's header and of its tensors but these."""

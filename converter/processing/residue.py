@@ -30,6 +30,12 @@ from converter.piecewise import Index, cut, in_blocks
 
 STREAMS = ("classes", "values", "wild")
 Streams = dict[str, NDArray[np.uint8]]
+_STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
+_SAMPLE = 2**14
+"""Bytes of a piece that say which strategy is the better for it."""
+_HEADER, _LAST_BLOCK = b"\x78\xda", b"\x03\x00"
+_INPUT = 2**16
+"""Bytes that are decompressed at a time."""
 _WILD = -128
 _KINDS = np.array([2, 0, 1, 3], np.uint8)
 """The classes of the differences -1, 0, 1, and of all others."""
@@ -68,15 +74,17 @@ def predicted(basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
 def encode(original: NDArray[np.generic], basis: NDArray[np.float64], code: str) -> Streams:
     """The residue of `original`, stored as `code`, over a prediction of the same shape."""
 
-    def work(rows: Index) -> tuple[bytes, ...]:
+    def work(rows: Index) -> list[tuple[bytes, bytes]]:
         true = contiguous(original[rows]).reshape(-1)
         guess = predicted(contiguous(basis[rows]).reshape(-1), code)
-        return _streams(true, ordered(true) - ordered(guess))
+        raw = _streams(true, ordered(true) - ordered(guess))
+        return [(stream, _deflated(stream)) for stream in raw]
 
-    parts = list(ahead(partial(work, rows) for rows in _rows(original.shape)))
-    joined = [b"".join(part[i] for part in parts) for i in range(len(STREAMS))]
-    packed = ahead(partial(_pack, stream) for stream in joined)
-    return dict(zip(STREAMS, packed, strict=True))
+    packed = [_Packed() for _ in STREAMS]
+    for part in ahead(partial(work, rows) for rows in _rows(original.shape)):
+        for stream, (raw, deflated) in zip(packed, part, strict=True):
+            stream.add(raw, deflated)
+    return {name: stream.end() for name, stream in zip(STREAMS, packed, strict=True)}
 
 
 def _streams(
@@ -106,7 +114,8 @@ def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[n
     spans = [(s.start * row, min(s.stop, basis.shape[0]) * row) for s in blocks]
     far_ends = np.cumsum([0, *((_classes(packed, *span) == 3).sum() for span in spans)])
     values = _unpack(streams["values"], np.dtype(np.int8), int(far_ends[-1]))
-    wild_ends = np.concatenate([[0], np.cumsum(values == _WILD)])[far_ends]
+    fars = zip(far_ends, far_ends[1:], strict=False)
+    wild_ends = np.cumsum([0, *((values[start:stop] == _WILD).sum() for start, stop in fars)])
     wild = _unpack(streams["wild"], dtype, int(wild_ends[-1]))
     steps_of = np.array([0, 1, -1, 0], f"i{dtype.itemsize}")
 
@@ -143,21 +152,52 @@ def _rows(shape: tuple[int, ...]) -> Iterator[Index]:
     return cut(shape, 0, 4 // math.gcd(row, 4))
 
 
-def _pack(raw: bytes) -> NDArray[np.uint8]:
-    """Deflated; nothing for nothing."""
-    coders = [zlib.compressobj(9, strategy=how) for how in (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)]
-    packed = min((c.compress(raw) + c.flush() for c in coders), key=len) if raw else b""
-    return np.frombuffer(packed, np.uint8)
+def _deflated(raw: bytes) -> bytes:
+    """A piece of a deflate stream that needs nothing of the pieces before it, nor is the last."""
+    tried = [_deflate(raw[:_SAMPLE], how) for how in _STRATEGIES]
+    best = _STRATEGIES[tried.index(min(tried, key=len))]
+    return _deflate(raw, best) if len(raw) > _SAMPLE else min(tried, key=len)
+
+
+def _deflate(raw: bytes, how: int) -> bytes:
+    coder = zlib.compressobj(9, wbits=-zlib.MAX_WBITS, strategy=how)
+    return coder.compress(raw) + coder.flush(zlib.Z_SYNC_FLUSH) if raw else b""
+
+
+class _Packed:
+    """A zlib stream made of pieces (RFC 1950: a header, deflated data, Adler-32 of what they hold);
+    nothing for nothing."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._sum = zlib.adler32(b"")
+
+    def add(self, raw: bytes, deflated: bytes) -> None:
+        self._pieces.append(deflated)
+        self._sum = zlib.adler32(raw, self._sum)
+
+    def end(self) -> NDArray[np.uint8]:
+        if not any(self._pieces):
+            return np.zeros(0, np.uint8)
+        tail = _LAST_BLOCK + self._sum.to_bytes(4, "big")
+        return np.frombuffer(b"".join([_HEADER, *self._pieces, tail]), np.uint8)
 
 
 def _unpack(stream: NDArray[np.uint8], dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     """Never more than the size that is expected: a ledger is input like any other."""
-    expected, inflate = size * dtype.itemsize, zlib.decompressobj()
+    result, filled, inflate = np.empty(size, dtype), 0, zlib.decompressobj()
+    room, packed = memoryview(result.view(np.uint8)), memoryview(np.ascontiguousarray(stream))
     try:
-        # A limit of 0 would mean none, and one byte more than expected is enough to refuse.
-        raw = inflate.decompress(stream.tobytes(), expected + 1) if stream.size else b""
+        for start in range(0, packed.nbytes, _INPUT):
+            # A limit of 0 would mean none, and one byte more than expected is enough to refuse.
+            left = room.nbytes - filled
+            raw = inflate.decompress(packed[start : start + _INPUT], left + 1)
+            room[filled : filled + min(len(raw), left)] = raw[:left]
+            filled += len(raw)
+            if filled > room.nbytes:
+                break
     except zlib.error as error:
         raise ValueError(f"a stream of the residue cannot be decompressed: {error}") from error
-    if len(raw) != expected or (stream.size and not inflate.eof):
+    if filled != room.nbytes or (packed.nbytes and not inflate.eof):
         raise ValueError("a stream of the residue has the wrong size")
-    return np.frombuffer(raw, dtype)
+    return result

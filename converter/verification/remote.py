@@ -75,12 +75,7 @@ class Remote(Runtime):
         return not (probe.start and self.what.startswith("HookedTransformer"))
 
     def __del__(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self.process.kill()
-        self.process.wait()
+        _end(self.process)
 
 
 def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> Remote:
@@ -119,10 +114,23 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
             where=f"--python {python}",
             do="Name the python of an environment, such as .venvs/tl4/bin/python.",
         ) from error
-    info = _ask(process, None, Path(folder.name))
+    try:
+        info = _ask(process, None, Path(folder.name))
+    except BaseException:
+        _end(process)
+        raise
     cpu = torch.device("cpu")
     what = f"{info['what']} ({info['name']} {info['version']})"
     return Remote(info["name"], what, info["version"], cpu, process, folder, info["exact"])
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    process.kill()
+    process.wait()
 
 
 def _bring(package: Path, library: Path) -> None:

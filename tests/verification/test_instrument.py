@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -90,10 +91,12 @@ def test_what_another_environment_says(
     artifact = open_checkpoint(write_as(original, there, "hf"))
     python = tmp_path / "python"
     lines = "".join(f"echo '{json.dumps(answer)}'\n" for answer in answers)
-    python.write_text(f"#!/bin/sh\n{lines}read request\n")
+    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{lines}read request\nread more\n")
     python.chmod(0o755)
     with pytest.raises(kind):
         verify(original, artifact, effort="quick", pythons=[python])
+    with pytest.raises(ProcessLookupError):  # it was ended, and is not left to wait
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_a_text_of_ones_own(tmp_path: Path) -> None:
