@@ -6,7 +6,7 @@ The writer and the verifier take the same route: what is on disk must be what it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from converter.dtypes import same_bits
 from converter.layout import Slot
 from converter.piecewise import stored_as
 from converter.processing import Carry, Step, absorb, apply_all, homeless
-from converter.processing.attn_scale import unscaled
+from converter.processing.attn_scale import SCALED, unscaled
 from converter.processing.ledger import decode_unit
 from converter.processing.step import in_float64
 
@@ -89,9 +89,17 @@ class Route:
         """What it makes, in the dtypes of an artifact."""
         return Expected(self, {key: artifact.code(key) for key in artifact.slots})
 
-    def run(self) -> Iterator[tuple[list[Slot], Tensors, Made]]:
-        """Unit by unit, in forward order: its slots, its source tensors, what became of them."""
+    def moves(self, slot: Slot) -> bool:
+        """Whether a weight stays what it is."""
+        return not self.whole_units and not (self.rescales and slot.local in SCALED)
+
+    def run(self, but: Collection[str] = ()) -> Iterator[tuple[list[Slot], Tensors, Made]]:
+        """Unit by unit, in forward order: its slots, its source tensors, what became of them; without
+        tensors for the slots that are left out."""
         for slots in groups(self.source.slots, whole=self.whole_units):
+            if slots[0].key in but:
+                yield slots, {}, Made({})
+                continue
             unit = {slot.local: self.source.tensor(slot.key) for slot in slots}
             yield slots, unit, self.make(unit, slots[0].layer)
             del unit  # before the next is read

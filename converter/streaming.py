@@ -45,14 +45,13 @@ def stream(
     read, not_finite = dict.fromkeys((t.name for t in source.stored.values()), ""), {}
     as_it_was: dict[str, str] = {}  # source tensors that are written as they are: one digest serves
     restored: dict[str, str] = {}
+    done = 0
     hooked: dict[str, str] = {}  # digests in `hooked` axes, where the file has others
 
     def look(name: str, as_stored: Array) -> None:
         if name not in as_it_was:
             read[name] = sha256(as_stored)
-        with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
-            count = sum(int((~np.isfinite(chunk)).sum()) for chunk in chunks(as_stored))
-        if count:
+        if count := sum(map(_not_finite, chunks(as_stored))):
             not_finite[name] = count
 
     def keep(slots: list[Slot], unit: Tensors, written: Tensors, made: Made) -> None:
@@ -62,9 +61,27 @@ def stream(
             if slot.local in written and not planned[slot.key].slot.straight:
                 hooked[slot.key] = sha256(written[slot.local])
 
-    done, total = 0, plan.nbytes
+    def write(tensor: Planned, array: Array) -> None:
+        nonlocal done
+        writer.write(tensor, array)
+        done += tensor.nbytes
+        progress(f"writing {tensor.name}", done, plan.nbytes)
+
+    def copy(key: str) -> None:
+        """Read, looked at, hashed and written a piece at a time."""
+        counts: list[int] = []
+        write(planned[key], _watched(copied[key], counts))
+        if stored := source.stored.get(key):
+            as_it_was[stored.name] = planned[key].name
+            if count := sum(counts):
+                not_finite[stored.name] = count
+
+    copied = _copied(route, planned)
     with Background() as background, sink as writer:
-        for slots, unit, made in route.run():
+        for slots, unit, made in route.run(but=copied):
+            if slots[0].key in copied:
+                copy(slots[0].key)
+                continue
             written: Tensors = {}
             for slot in slots:
                 tensor, array = planned.get(slot.key), made.tensors[slot.local]
@@ -86,9 +103,7 @@ def stream(
                 if slot.local in written:
                     tensor = planned[slot.key]
                     own = tensor.slot.to_hub.inverse
-                    writer.write(tensor, own.apply(written[slot.local], plan.config.sizes))
-                    done += tensor.nbytes
-                    progress(f"writing {tensor.name}", done, total)
+                    write(tensor, own.apply(written[slot.local], plan.config.sizes))
             if route.whole_units:
                 background.finish()
             del unit, made, written  # before the next unit is read
@@ -103,6 +118,34 @@ def stream(
             written_sha256 = writer.sha256[tensor.name]
             ledger.made_for(tensor.slot, hooked.get(tensor.slot.key, written_sha256))
     return Digests(read, writer.sha256, not_finite)
+
+
+def _copied(route: Route, planned: dict[str, Planned]) -> dict[str, Array]:
+    """The weights whose bytes go from file to file as they are, to be read piece by piece."""
+    source = route.source
+    result = {}
+    for key, tensor in planned.items():
+        whence = EMBEDDING if key == HEAD and source.headless else key
+        stored, slot = source.stored.get(whence), source.slots[whence]
+        if stored and route.moves(slot) and tensor.moves(slot, stored.code):
+            result[key] = source.in_pieces(whence)
+    return {key: pieces for key, pieces in result.items() if pieces is not None}
+
+
+def _watched(array: Any, counts: list[int]) -> Any:
+    """The same; of each piece that is asked for, how many elements are not finite is noted."""
+
+    def compute(index: Index) -> Array:
+        part: Array = array[index]
+        counts.append(_not_finite(part))
+        return part
+
+    return Piecewise(array.shape, array.dtype, compute)
+
+
+def _not_finite(array: Array) -> int:
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of signalling NaNs
+        return int((~np.isfinite(array)).sum())
 
 
 def _kept(

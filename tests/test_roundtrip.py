@@ -207,3 +207,17 @@ def test_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match="ended inside") as caught:
         [source.tensor(key) for key in source.stored]
     assert caught.value.where == str(file)
+
+
+@pytest.mark.parametrize("layout", ["hooked", "bridge"])
+def test_weights_that_are_not_finite_are_counted(layout: Layout, tmp_path: Path) -> None:
+    """Whether they are moved, turned or copied piece by piece."""
+    tensors = write_hf(tmp_path / "hf", Recipe())
+    wrong = {"transformer.wte.weight": 3, "transformer.h.0.mlp.c_fc.weight": 2, "transformer.ln_f.bias": 1}  # fmt: skip
+    for name, count in wrong.items():
+        tensors[name].reshape(-1)[:count] = np.nan
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    done = hf_to_tl(tmp_path / "hf", tmp_path / "tl", layout=layout, check=False)
+    (remark,) = [line for line in done.remarks if "NaN" in line]
+    for name, count in wrong.items():
+        assert f"{name} ({count} elements)" in remark

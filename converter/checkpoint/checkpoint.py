@@ -21,7 +21,7 @@ from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
 from converter.errors import MissingTensor, UnknownTensor
 from converter.layout import Layout, Slot, buffers, expand
-from converter.piecewise import cut
+from converter.piecewise import Index, Piecewise, cut
 
 if TYPE_CHECKING:
     from converter.adapter import Merged
@@ -129,6 +129,20 @@ class Checkpoint:
             same_bits(reader.rows(head.name, rows.start, rows.stop), beside[rows])
             for (rows, *_) in cut(head.shape, 0)
         )
+
+    def in_pieces(self, key: str) -> Any:
+        """A weight in the file's axes, read piece by piece as it is asked for; None where its file
+        must be read whole."""
+        stored = self.stored[key]
+        reader = self._reader(stored)
+        if not reader.seeks or not stored.shape:
+            return None
+
+        def read(index: Index) -> np.ndarray:
+            start, stop, _ = index[0].indices(stored.shape[0])
+            return reader.rows(stored.name, start, stop)[(slice(None), *index[1:])]
+
+        return Piecewise(stored.shape, CODES[stored.code], read)
 
     def _reader(self, stored: Stored) -> Reader:
         return next(r for r in self.source.readers if stored.name in r.tensors)

@@ -40,7 +40,7 @@ class Planned:
 
     def moves(self, slot: Slot, code: str) -> bool:
         """Whether a tensor that is stored so keeps its bytes, if nothing is computed."""
-        return self.code == code and self.slot.to_hub == slot.to_hub
+        return self.code == code and self.slot.to_hub.before == slot.to_hub.before
 
 
 @dataclass(frozen=True)

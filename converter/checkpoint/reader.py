@@ -60,6 +60,8 @@ class Reader(ABC):
     """For a bundle: what looks like a model's config, and where."""
     beside: tuple[str, ...] = ()
     """For a bundle: its keys."""
+    seeks = False
+    """Whether rows can be had without the rest of their tensor."""
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
@@ -76,6 +78,8 @@ class SafetensorsReader(Reader):
     Raises:
         CorruptFile: the safetensors library refuses the file.
     """
+
+    seeks = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -41,7 +41,7 @@ class Writer:
         self.files: dict[str, str] = {}
         """That of each shard, by name; likewise."""
         self._started: set[str] = set()
-        self._background, self._beside = Background(), Background()
+        self._writing, self._hashing = Background(), Background()
         self._running: dict[str, Any] = {}
         self._hashed: dict[str, int] = {}
         """How far into each shard its running digest has come."""
@@ -85,28 +85,27 @@ class Writer:
         be computed piece by piece (`converter.piecewise`)."""
         if array.shape != tensor.shape or tensor.name in self._started:
             raise AssertionError(f"{tensor.name}: {array.shape}, planned {tensor.shape}, once")
-        file = self._files[tensor.shard]
-        digest = hashlib.sha256()
+        file, digest = self._files[tensor.shard], hashlib.sha256()
+        offset = self._offsets[tensor.name]
+        digests = [digest]
+        if self._hashed[tensor.shard] == offset:  # the next of the file, whose digest goes on
+            self._hashed[tensor.shard] += tensor.nbytes
+            digests.append(self._running[tensor.shard])
 
-        def put(raw: memoryview) -> None:
-            digest.update(raw)
-            file.write(raw)
+        def look(raw: memoryview) -> None:
+            for each in digests:
+                each.update(raw)
 
         def done() -> None:
             self.sha256[tensor.name] = digest.hexdigest()
 
         self._started.add(tensor.name)
-        offset = self._offsets[tensor.name]
-        in_order = self._hashed[tensor.shard] == offset
-        if in_order:
-            self._hashed[tensor.shard] += tensor.nbytes
-        self._background.do(file.seek, offset)
+        self._writing.do(file.seek, offset)
         for chunk in chunks(array):
             raw = chunk.reshape(-1).view(np.uint8).data
-            self._background.do(put, raw)
-            if in_order:
-                self._beside.do(self._running[tensor.shard].update, raw)
-        self._background.do(done)
+            self._writing.do(file.write, raw)
+            self._hashing.do(look, raw)
+        self._hashing.do(done)
 
     def __exit__(
         self,
@@ -116,9 +115,9 @@ class Writer:
     ) -> None:
         try:
             try:
-                self._background.__exit__(kind, error, trace)
+                self._writing.__exit__(kind, error, trace)
             finally:
-                self._beside.__exit__(kind, error, trace)
+                self._hashing.__exit__(kind, error, trace)
             if error is None:
                 missing = {t.name for t in self.plan.tensors} - set(self.sha256)
                 if missing:

@@ -19,6 +19,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,8 +115,8 @@ def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[n
     spans = [(s.start * row, min(s.stop, basis.shape[0]) * row) for s in blocks]
     far_ends = np.cumsum([0, *((_classes(packed, *span) == 3).sum() for span in spans)])
     values = _unpack(streams["values"], np.dtype(np.int8), int(far_ends[-1]))
-    fars = zip(far_ends, far_ends[1:], strict=False)
-    wild_ends = np.cumsum([0, *((values[start:stop] == _WILD).sum() for start, stop in fars)])
+    wild_in = [(values[i:j] == _WILD).sum() for i, j in pairwise(far_ends)]
+    wild_ends = np.cumsum([0, *wild_in])
     wild = _unpack(streams["wild"], dtype, int(wild_ends[-1]))
     steps_of = np.array([0, 1, -1, 0], f"i{dtype.itemsize}")
 
@@ -186,7 +187,7 @@ class _Packed:
 def _unpack(stream: NDArray[np.uint8], dtype: np.dtype[Any], size: int) -> NDArray[Any]:
     """Never more than the size that is expected: a ledger is input like any other."""
     result, filled, inflate = np.empty(size, dtype), 0, zlib.decompressobj()
-    room, packed = memoryview(result.view(np.uint8)), memoryview(np.ascontiguousarray(stream))
+    room, packed = result.view(np.uint8).data, contiguous(stream).data
     try:
         for start in range(0, packed.nbytes, _INPUT):
             # A limit of 0 would mean none, and one byte more than expected is enough to refuse.
