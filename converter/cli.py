@@ -21,6 +21,7 @@ from converter.cli_options import (
     printing,
     processing,
     reading,
+    sharing,
     verifying,
 )
 from converter.cli_running import conversion, opened
@@ -115,6 +116,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
 @converting
 @graph
 @verifying
+@sharing
 @printing
 @reporting
 def export_onnx(source: str, output: Path | None, **options: Any) -> Any:

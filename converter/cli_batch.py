@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 COMMANDS = ("hf-to-tl", "tl-to-hf", "bake", "export-onnx")
 _OWN = ("command", "source", "output")
-_NOT_HERE = ("json", "quiet", "debug", "dry-run", "help")
-"""Options that are the batch's, not a line's."""
+_NOT_HERE = ("json", "quiet", "debug", "dry-run", "help", "push-to")
+"""Options that are the batch's, or no batch's, and not a line's."""
 _TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 
 
@@ -130,7 +130,7 @@ def _job(
     except click.UsageError as error:
         where = getattr(getattr(error, "param", None), "name", None) or command.name or ""
         raise UsageError(error.format_message(), where=where, do=f"See neoconvert {command.name} --help.") from error  # fmt: skip
-    for name in ("as_json", "quiet", "debug", "source", "output"):
+    for name in ("as_json", "quiet", "debug", "source", "output", "push_to"):
         del given[name]
     reading = {name: given.pop(name) for name in ("revision", "cfg", "allow_pickle", "adapter")}
     reading["revision"] = found.revision or reading["revision"]

@@ -167,5 +167,17 @@ formats = click.option(
 )
 
 
-converting_whole = _options(reading, converting, formats, graph, verifying, printing)
+sharing = _options(
+    click.option(
+        "--model-card",
+        is_flag=True,
+        help="Write README.md too: where it comes from, what was done and checked, how to load it.",
+    ),
+    click.option(
+        "--push-to",
+        metavar="OWNER/NAME",
+        help="Push OUTPUT to the hub once it is published, in one commit. @BRANCH may follow.",
+    ),
+)
+converting_whole = _options(reading, converting, formats, graph, verifying, sharing, printing)
 """What every command that writes a checkpoint takes."""

@@ -16,7 +16,8 @@ from converter.telling import told
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.exporting import Graph
-    from converter.request import Request
+    from converter.pushing import Repository
+    from converter.request import Request, Writing
     from converter.verification.original import Original
 
 
@@ -74,6 +75,7 @@ def request_of(
 
     graph = _graph(formats, *(options.pop(n) for n in ("weights", "no_past", "hooks", "client")))
     stored = {n: options.pop(n) for n in ("dtype", "max_shard_size", "overwrite", "dry_run")}
+    stored["model_card"] = options.pop("model_card", False)
     proved = {n: options.pop(n) for n in ("check", "device", "runtime", "effort")}
     writing = Writing(
         graph=graph,
@@ -88,12 +90,13 @@ def conversion(command: str, source: str, output: Path | None, display: Any, **o
     from converter.convert import run
 
     reading = {name: options.pop(name) for name in READING}
-    report = options.pop("report")
+    report, push_to = options.pop("report"), options.pop("push_to")
     request = request_of(command, layers=report is not None, **options)
     source_checkpoint = opened(source, **reading)
     require_report(report, output)
     if report and not request.checking.check:
         raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip
+    repository = _aimed(push_to, output, request.writing)
     try:
         with display.progress() as progress:
             checking = replace(request.checking, progress=progress)
@@ -114,7 +117,31 @@ def conversion(command: str, source: str, output: Path | None, display: Any, **o
     except Exception as error:
         display.warn(f"what was done could not be shown: {error!r}")
     report_to(report, document["verification"], document["output"], display)
+    if repository and output:
+        from converter.pushing import deliver
+
+        pushed = deliver(output, repository)
+        document["pushed"] = pushed.to_json()
+        display.say(
+            f"  pushed to {shown(pushed.url)}, branch {shown(pushed.branch)}: {pushed.commit[:12]}"
+        )
     return document, 0
+
+
+def _aimed(push_to: str | None, output: Path | None, writing: Writing) -> Repository | None:
+    """Where to push to, if anywhere: told before an hour's work whether that is possible."""
+    if push_to is None:
+        return None
+    from converter.pushing import aim
+
+    if output is None:
+        raise UsageError(
+            "What is pushed is a whole directory, and the rest of this one is not neoconvert's.",
+            where=f"--push-to {push_to}",
+            do="Name an OUTPUT directory.",
+        )
+    found = aim(push_to, overwrite=writing.overwrite)
+    return None if writing.dry_run else found
 
 
 def _graph(

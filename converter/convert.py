@@ -35,6 +35,7 @@ def hf_to_tl(
     keep_weights: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
     runtime: Runtime | None = None,
@@ -55,6 +56,7 @@ def hf_to_tl(
         keep_weights: keep the safetensors files beside a graph that has the weights itself.
         overwrite: replace OUTPUT, whole, once all is verified.
         dry_run: plan and write nothing.
+        model_card: write README.md too, as the hub shows it; see `converter.model_card`.
         check: verify the files written (weights and function) before publishing.
         device: where that verification runs the models; see `verify`.
         runtime: "torch" or "onnxruntime" alone; see `verify`.
@@ -71,7 +73,7 @@ def hf_to_tl(
     """
     request = Request(
         "hf-to-tl",
-        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run),
+        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run, model_card),
         Checking(check, device, runtime, effort, layers, progress),
         layout=layout,
         process=process,
@@ -92,6 +94,7 @@ def bake(
     keep_weights: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
     runtime: Runtime | None = None,
@@ -106,7 +109,7 @@ def bake(
     """
     request = Request(
         "bake",
-        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run),
+        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run, model_card),
         Checking(check, device, runtime, effort, layers, progress),
         process=process,
     )
@@ -126,6 +129,7 @@ def tl_to_hf(
     keep_weights: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
     runtime: Runtime | None = None,
@@ -147,7 +151,7 @@ def tl_to_hf(
     """
     request = Request(
         "tl-to-hf",
-        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run),
+        Writing(dtype, ledger, max_shard_size, graph, keep_weights, overwrite, dry_run, model_card),
         Checking(check, device, runtime, effort, layers, progress),
         reverse=reverse,
     )
@@ -165,6 +169,7 @@ def export_onnx(
     keep_weights: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
     runtime: Runtime | None = None,
@@ -178,11 +183,20 @@ def export_onnx(
     SOURCE is copied there in its layout, with the graph. Arguments: see `hf_to_tl`.
 
     Raises:
-        UsageError: `dtype` or `max_shard_size` without `output`.
+        UsageError: `dtype`, `max_shard_size` or `model_card` without `output`.
     """
     request = Request(
         "export-onnx",
-        Writing(dtype, "none", max_shard_size, graph or Graph(), keep_weights, overwrite, dry_run),
+        Writing(
+            dtype,
+            "none",
+            max_shard_size,
+            graph or Graph(),
+            keep_weights,
+            overwrite,
+            dry_run,
+            model_card,
+        ),
         Checking(check, device, runtime, effort, layers, progress),
     )
     return run(request, opened(source, adapter), None if output is None else Path(output))
@@ -204,6 +218,12 @@ def run(request: Request, source: Checkpoint, output: Path | None) -> Conversion
         raise UsageError(
             "The weights stay as they are where no OUTPUT is named.",
             where="--dtype or --max-shard-size",
+            do="Name an OUTPUT directory.",
+        )
+    if writing.model_card:
+        raise UsageError(
+            "A card is about a whole directory, and the rest of this one is not neoconvert's.",
+            where="--model-card",
             do="Name an OUTPUT directory.",
         )
     return add_graph(

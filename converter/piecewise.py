@@ -113,9 +113,13 @@ def wide(array: Any) -> Any:
     """In float64, each piece in memory of its own."""
     if isinstance(array, Piecewise) and array.dtype == np.float64:
         return array
-    return Piecewise(
-        array.shape, np.dtype(np.float64), lambda index: array[index].astype(np.float64)
-    )
+
+    def compute(index: Index) -> Array:
+        with np.errstate(invalid="ignore"):  # signalling NaNs are quieted
+            result: Array = array[index].astype(np.float64)
+        return result
+
+    return Piecewise(array.shape, np.dtype(np.float64), compute)
 
 
 def in_blocks(

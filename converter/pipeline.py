@@ -15,6 +15,7 @@ from converter.checkpoint.standard import WEIGHTS
 from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout
+from converter.model_card import model_card, write_card
 from converter.request import Checking, Writing
 from converter.route import Route
 from converter.streaming import stream
@@ -141,6 +142,12 @@ def convert(
         if writing.graph_alone:
             for name in (*plan.shards, f"{WEIGHTS}.index.json", "cfg.json"):
                 (stage / name).unlink(missing_ok=True)
+        if writing.model_card:
+            path = exported.path.relative_to(stage).as_posix() if exported else None
+            kind = book.kind if book else None
+            alone = writing.graph_alone
+            text = model_card(route, plan, verification, ledger=kind, graph=path, graph_alone=alone)
+            write_card(stage, text)
         provenance.write(
             stage,
             route,

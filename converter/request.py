@@ -61,6 +61,7 @@ class Writing:
     keep_weights: bool = False
     overwrite: bool = False
     dry_run: bool = False
+    model_card: bool = False
 
     def __post_init__(self) -> None:
         from converter.exporting import Graph
@@ -76,6 +77,7 @@ class Writing:
                 "keep_weights": self.keep_weights,
                 "--overwrite": self.overwrite,
                 "--dry-run": self.dry_run,
+                "--model-card": self.model_card,
             }
         )
 
@@ -93,6 +95,7 @@ class Writing:
             "ledger": self.ledger,
             "formats": [*formats, *(["onnx"] if self.graph else [])],
             "graph": self.graph.to_json() if self.graph else None,
+            **({"model_card": True} if self.model_card else {}),
         }
 
     def keeps_ledger(self, route: Route) -> bool:

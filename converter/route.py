@@ -101,7 +101,10 @@ class Route:
                 yield slots, {}, Made({})
                 continue
             unit = {slot.local: self.source.tensor(slot.key) for slot in slots}
-            yield slots, unit, self.make(unit, slots[0].layer)
+            with np.errstate(all="ignore"):  # what is not finite is counted, and said once
+                made = self.make(unit, slots[0].layer)
+            yield slots, unit, made
+            del made
             del unit  # before the next is read
 
 

@@ -102,7 +102,8 @@ def test_download_then_offline(hub: tuple[Path, list[str], dict[str, str]], tmp_
     tensors = write_hf(root, Recipe(shards=2))
     for name, content in {
         "tokenizer.json": "{}",
-        "README.md": "",
+        "README.md": "# Theirs",
+        "notes.md": "",
         "x.py": "",
         "pytorch_model.bin": "x",
     }.items():
@@ -112,7 +113,8 @@ def test_download_then_offline(hub: tuple[Path, list[str], dict[str, str]], tmp_
     assert first.returncode == 0, first.stderr
     fetched = {path.split("/")[-1] for path in asked if "/resolve/" in path}
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= fetched
-    assert not fetched & {"README.md", "x.py", "pytorch_model.bin"}
+    assert not fetched & {"notes.md", "x.py", "pytorch_model.bin"}
+    assert not (tmp_path / "tl/README.md").exists()
     assert (tmp_path / "tl/tokenizer.json").read_text() == "{}"
     source = json.loads((tmp_path / "tl/neoconvert.json").read_text())["source"]
     assert (source["given"], source["revision"]) == ("me/neo", COMMIT)

@@ -118,33 +118,40 @@ def _asking(given: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        ours = type(error).__module__.partition(".")[0] in _CLIENTS
-        if not ours and not isinstance(error, OSError):
+        if not is_of_the_hub(error):
             raise
-        if not ours and isinstance(error, OSError) and error.errno and not _network(error):
-            raise  # the disk
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = reason(error)
         where = given + (f" at revision {revision}" if revision else "")
         which = given + (f" --revision {revision}" if revision else "")
-        if _later(error):
+        if may_pass(error):
             raise HubUnreachable(
-                f"There is no such local path, and the hub could not be asked: {reason}",
+                f"There is no such local path, and the hub could not be asked: {said}",
                 where=where,
                 do=f"Check the network and run again; without one, run hf download {which} where there is"
                 " one, or give a local directory.",
             ) from error
         raise SourceNotFound(
-            f"There is no such local path, and the hub gave no such model: {reason}",
+            f"There is no such local path, and the hub gave no such model: {said}",
             where=where,
             do="Check the name, and whether you may read it (hf auth login); or give a local directory.",
         ) from error
 
 
-def _network(error: OSError) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError))
+def is_of_the_hub(error: Exception) -> bool:
+    """Whether it is the network, or the hub's answer, and not our disk."""
+    if type(error).__module__.partition(".")[0] in _CLIENTS:
+        return True
+    network = isinstance(error, (ConnectionError, TimeoutError))
+    return isinstance(error, OSError) and (network or not error.errno)
 
 
-def _later(error: BaseException) -> bool:
+def reason(error: Exception) -> str:
+    """The first line of what it says, without a full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def may_pass(error: BaseException) -> bool:
     """Whether asking again may help: no answer, or one that says so."""
     from huggingface_hub.errors import HFValidationError
 

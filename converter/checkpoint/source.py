@@ -196,7 +196,7 @@ def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[str
             where=f"{given} --revision {revision}",
             do=f"Leave one of the two out: {model}",
         )
-    wanted = ["*.json", *TOKENIZER_FILES]
+    wanted = ["*.json", *TOKENIZER_FILES, "README.md"]  # a card says under which licence
     path, commit = hub.fetch(model, own if revision is None else revision, wanted, cache)
     return model, path, commit
 

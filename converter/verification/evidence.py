@@ -19,6 +19,14 @@ route: the route's weights, before they are rounded, compute what the original d
 arithmetic: the float32 run that users see is the program's, within float32's noise."""
 Outcome = Literal["same", "differs", "not comparable"]
 LINKS: tuple[Link, ...] = get_args(Link)
+QUESTIONS: dict[Link, str] = {
+    "weights": "Is every stored value what the route makes of the original’s?",
+    "structure": "Are the graph’s nodes those that its config makes?",
+    "program": "Does the software compute GPT-Neo, in float64?",
+    "route": "Do the weights made compute what the original does, in float64?",
+    "arithmetic": "Is the float32 run as exact as float32 allows?",
+}
+"""Each link, for people."""
 
 
 class NotComparable(Exception):

@@ -23,6 +23,10 @@ ROWS: list[Row] = [
 
 
 NOT_FOLLOWED = {
+    ("pushing.py", "The hub could not be asked: "): "needs the hub: see tests/test_push.py",
+    ("pushing.py", "The hub refuses: "): "needs the hub: see tests/test_push.py",
+    ("pushing.py", "The repository has"): "needs the hub: see tests/test_push.py",
+    ("pushing.py", "Only what neoconvert wrote is pushed"): "needs the hub: see tests/test_push.py",
     ("onnx/session.py", "onnxruntime cannot use the GPU here"): "needs onnxruntime-gpu",
     (
         "exporting.py",

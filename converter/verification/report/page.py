@@ -18,6 +18,7 @@ from markupsafe import Markup
 from converter.checkpoint.publish import adding
 from converter.checkpoint.record import UNSEALED, sealed
 from converter.output import inert
+from converter.verification.evidence import QUESTIONS
 from converter.verification.report import origin, plots
 
 
@@ -108,18 +109,9 @@ def render(
     return page
 
 
-_QUESTIONS = {
-    "weights": "Is every stored value what the route makes of the original’s?",
-    "structure": "Are the graph’s nodes those that its config makes?",
-    "program": "Does the software compute GPT-Neo, in float64?",
-    "route": "Do the weights made compute what the original does, in float64?",
-    "arithmetic": "Is the float32 run as exact as float32 allows?",
-}
-
-
 def _chain(document: dict[str, Any]) -> list[Chained]:
     chain = []
-    for name, question in _QUESTIONS.items():
+    for name, question in QUESTIONS.items():
         items = [item for item in document.get("evidence") or [] if item["link"] == name]
         outcomes = {item["outcome"] for item in items}
         state = "differs" if "differs" in outcomes else "same" if "same" in outcomes else "open"
