@@ -24,8 +24,9 @@ from converter.cli_options import (
     sharing,
     verifying,
 )
-from converter.cli_running import conversion, opened
+from converter.cli_running import conversion, opened, require_report
 from converter.cli_verify import reference, verify
+from converter.output import shown
 
 EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input or a full disk, 4 this machine cannot do what was asked for, 70 a fault of neoconvert, 130 and 143 interrupted."
 
@@ -138,6 +139,17 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 @click.argument("original")
 @click.argument("converted")
 @reading
+@click.option(
+    "--exit-code",
+    is_flag=True,
+    help="End with 1 where the two are different models, or something is not explained.",
+)
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.html",
+    help="Write what was found as one HTML page, with a map of the model.",
+)
 @printing
 @reporting
 def explain(
@@ -148,6 +160,8 @@ def explain(
     cfg: Path | None,
     allow_pickle: bool,
     adapter: Path | None,
+    exit_code: bool,
+    report: Path | None,
 ) -> Any:
     """Say which steps make weights differ.
 
@@ -155,7 +169,9 @@ def explain(
 
     \b
     neoconvert explain EleutherAI/gpt-neo-125m neo-125m-tl
+    neoconvert explain my-model my-edited-model --report edit.html
     """
+    require_report(report)
     from converter.explaining import explain as run
 
     first = opened(original, revision=revision, cfg=cfg, allow_pickle=allow_pickle, adapter=adapter)
@@ -163,7 +179,13 @@ def explain(
     with display.progress() as progress:
         result = run(first, second, progress=progress)
     display.explanation(result)
-    return result.to_json(), 0
+    if report:
+        from converter.explaining.page import write_page
+
+        write_page(result, report.resolve())
+        display.say(f"  report: {shown(report)}")
+    other = result.verdict == "different-model" or bool(result.unexplained)
+    return result.to_json(), int(exit_code and other)
 
 
 @main.command("inspect")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,3 +138,12 @@ def origin(provenance: dict[str, object] | None) -> str:
         return "none recorded"
     revision = f" at {source['revision']}" if source.get("revision") else ""
     return f"{source.get('layout')} {source.get('given')}{revision}"
+
+
+def size_of_change(share: float) -> str:
+    """A share of a tensor's norm, or of what changed in it."""
+    if not math.isfinite(share):
+        return "not finite"
+    if share >= 0.01 or share == 0:
+        return f"{share:.0%}"
+    return f"{100 * share:.1g}%" if share >= 1e-6 else f"{100 * share:.0e}%"

@@ -1,4 +1,4 @@
-"""docs/report.png: the upper part of a real report, as a browser shows it."""
+"""docs/report.png and docs/edit.png: the upper parts of real pages, as a browser shows them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ import sys
 import tempfile
 from pathlib import Path
 
+from safetensors.numpy import load_file, save_file
+
 import converter
 from converter.demo import MODEL
+from converter.explaining.page import write_page
 from converter.verification.report import write_report
 from tests import browser
 
-OUT = Path(__file__).resolve().parent.parent / "docs/report.png"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 WIDTH = 1300
-HEIGHT = """
+BOTTOM = """
 (() => {
-  const last = document.getElementById("ratios").closest("section");
+  const last = document.getElementById("%s").closest("section");
   return last.getBoundingClientRect().bottom + scrollY;
 })()
 """
-"""Down to the end of the section of the ratios."""
+"""Down to the end of the section with this heading."""
 
 
 def report(directory: Path) -> Path:
@@ -36,20 +39,37 @@ def report(directory: Path) -> Path:
     return path
 
 
+def edit(directory: Path) -> Path:
+    """What an edit changed: head 2 of block 1 ablated in TransformerLens's processed weights."""
+    os.chdir(directory)
+    converter.hf_to_tl("python-neo", "edited-tl", layout="bridge", process="default", check=False)
+    file = directory / "edited-tl/model.safetensors"
+    tensors = load_file(file)
+    tensors["blocks.1.attn.o.weight"][:, 64:96] = 0
+    save_file(tensors, file)
+    path = directory / "edit.html"
+    write_page(converter.explain("python-neo", "edited-tl"), path)
+    return path
+
+
 def main() -> None:
     found, why = browser.find()
     if found is None:
         sys.exit(why)
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as profile:
-        page = report(Path(scratch))
+        pages = [
+            ("report.png", report(Path(scratch)), "ratios"),
+            ("edit.png", edit(Path(scratch)), "heads"),
+        ]
         with browser.page(found, Path(profile)) as tab:
-            tab.open(page, width=WIDTH)
-            height = tab.run(HEIGHT)
-            area = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 0.7}
-            answer = tab.call("Page.captureScreenshot", captureBeyondViewport=True, clip=area)
-        os.chdir(OUT.parent)
-    OUT.write_bytes(base64.b64decode(answer["data"]))
-    print(f"{OUT}: {OUT.stat().st_size:,} bytes")
+            for name, page, last in pages:
+                tab.open(page, width=WIDTH)
+                height = tab.run(BOTTOM % last)
+                area = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 0.7}
+                answer = tab.call("Page.captureScreenshot", captureBeyondViewport=True, clip=area)
+                (DOCS / name).write_bytes(base64.b64decode(answer["data"]))
+                print(f"{DOCS / name}: {(DOCS / name).stat().st_size:,} bytes")
+        os.chdir(DOCS)
 
 
 if __name__ == "__main__":

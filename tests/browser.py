@@ -24,6 +24,39 @@ FLAGS = (
 Scheme = Literal["light", "dark"]
 
 
+CONTRAST = """(() => {
+  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const over = ([r, g, b, a = 1], under) => [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
+  const background = (element) => {
+    if (!element) return parse(getComputedStyle(document.documentElement).colorScheme && matchMedia(
+      "(prefers-color-scheme: dark)").matches ? "rgb(18,18,18)" : "rgb(255,255,255)");
+    return over(parse(getComputedStyle(element).backgroundColor), background(element.parentElement));
+  };
+  const luminance = (colour) => {
+    const [r, g, b] = colour.map((c) => c / 255).map(
+      (c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const poor = [];
+  let seen = 0;
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node; (node = walker.nextNode());) {
+    const element = node.parentElement, style = getComputedStyle(element);
+    if (!node.data.trim() || !element.getClientRects().length) continue;
+    if (element.closest("script, title, desc, .unseen")) continue;
+    const colour = element instanceof SVGElement ? style.fill : style.color;
+    const below = background(element);
+    const [high, low] = [over(parse(colour), below), below].map(luminance).sort((a, b) => b - a);
+    const ratio = (high + 0.05) / (low + 0.05);
+    seen += 1;
+    if (ratio < 4.5) poor.push([node.data.trim().slice(0, 40), ratio]);
+  }
+  return {poor, seen};
+})()"""
+"""How many texts are on the page, and which have too little contrast (WCAG 2: 4.5)."""
+
+
 def find() -> tuple[str | None, str]:
     """The browser's path, or None and why there is none."""
     ran = subprocess.run([BROWSER], capture_output=True, text=True)

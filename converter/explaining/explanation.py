@@ -60,6 +60,8 @@ class TensorFact:
     """Where the unexplained rest is, as indices into the converted tensor; empty: all over."""
     place: str | None = None
     """The same in the model's terms: "neuron 17"."""
+    by_head: tuple[float, ...] = ()
+    """Of an unexplained tensor of attention: each head's share of what is left."""
     missing: tuple[str, ...] = ()
     """Steps that separate the checkpoints, but not this tensor."""
     extra: tuple[str, ...] = ()
@@ -88,6 +90,7 @@ class TensorFact:
             "keeps_function": self.keeps_function,
             "where": list(self.where),
             "place": self.place,
+            "by_head": [float(f"{share:.4g}") for share in self.by_head],
             "missing_steps": list(self.missing),
             "extra_steps": list(self.extra),
             "resembles": self.resembles,

@@ -269,6 +269,7 @@ def _fact(
         product=found.match.product,
         where=place.where,
         place=place.words,
+        by_head=place.by_head,
         missing=tuple(missing) if agrees else (),
         extra=tuple(extra) if agrees else (),
         resembles=None if agrees else _resembled(converted, tensor, tensors),

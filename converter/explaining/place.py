@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from converter.checkpoint import Checkpoint
 from converter.explaining.compare import Match
 from converter.explaining.products import FEW, few
@@ -17,6 +19,8 @@ class Place(NamedTuple):
     where: tuple[str, ...] = ()
     """Indices into the checkpoint's tensor; none: all over it."""
     words: str | None = None
+    by_head: tuple[float, ...] = ()
+    """Of a tensor that attention's heads share: how much of what is left is in each, of 1."""
 
 
 def locate(match: Match, checkpoint: Checkpoint, key: str) -> Place:
@@ -29,7 +33,9 @@ def locate(match: Match, checkpoint: Checkpoint, key: str) -> Place:
     hub = [axis for dim in axes(slot.to_hub.after) for axis in dim]
     stored = axes(slot.to_hub.before) if slot.name is not None else [[axis] for axis in hub]
     by_head = "n" in hub and match.others.size > 0
-    heads = _named(match.others.reshape(-1, h).sum(1)) if by_head else []
+    energy = match.others.reshape(-1, h).sum(1) if by_head else np.zeros(0)
+    heads = _named(energy)
+    shares = tuple(float(x) for x in energy / energy.sum()) if energy.sum() > 0 else ()
     channels = _named(match.channels)
     # In a product the basis within a head cancels: there are heads, and no dimensions of them.
     others = _named(match.others) if match.product is None else []
@@ -56,15 +62,15 @@ def locate(match: Match, checkpoint: Checkpoint, key: str) -> Place:
     if others and channels and len(others) * len(channels) <= FEW:
         cells = [(i, c) for i in others for c in channels]
         words = ", ".join(f"{noun(i)} channel {c}" for i, c in cells)
-        return Place(tuple(index(i, c) for i, c in cells), words)
+        return Place(tuple(index(i, c) for i, c in cells), words, shares)
     if others and not (channels and len(channels) < len(others)):
-        return Place(tuple(index(i) for i in others), ", ".join(noun(i) for i in others))
+        return Place(tuple(index(i) for i in others), ", ".join(map(noun, others)), shares)
     if channels:
         words = f"{_plural('channel', channels)}{' of ' + _plural('head', heads) if heads else ''}"
-        return Place(tuple(index(channel=c) for c in channels), words)
+        return Place(tuple(index(channel=c) for c in channels), words, shares)
     if heads:
-        return Place(tuple(index(head=head) for head in heads), _plural("head", heads))
-    return Place()
+        return Place(tuple(index(head=head) for head in heads), _plural("head", heads), shares)
+    return Place(by_head=shares)
 
 
 def _all(energy: Array) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from converter.dtypes import NAMES
 from converter.processing.steps import BY_NAME
-from converter.wording import runs
+from converter.wording import runs, size_of_change
 
 if TYPE_CHECKING:
     from converter.explaining.explanation import Explanation, TensorFact
@@ -49,7 +49,7 @@ def line(fact: TensorFact) -> str:
 def _left(fact: TensorFact) -> str:
     if fact.product:
         return f"{fact.product} {'left with' if not fact.explained else 'agree to'} {fact.residual:.0e} of its norm"
-    rest = "" if fact.explained else f" ({fact.relative:.0%} of the tensor's size)"
+    rest = "" if fact.explained else f" ({size_of_change(fact.relative)} of the tensor's size)"
     return f"residual {_size(fact.residual)}{rest}"
 
 

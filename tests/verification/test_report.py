@@ -265,38 +265,6 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {case: root / f"{case}.html" for case in CASES}
 
 
-CONTRAST = """(() => {
-  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const over = ([r, g, b, a = 1], under) => [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
-  const background = (element) => {
-    if (!element) return parse(getComputedStyle(document.documentElement).colorScheme && matchMedia(
-      "(prefers-color-scheme: dark)").matches ? "rgb(18,18,18)" : "rgb(255,255,255)");
-    return over(parse(getComputedStyle(element).backgroundColor), background(element.parentElement));
-  };
-  const luminance = (colour) => {
-    const [r, g, b] = colour.map((c) => c / 255).map(
-      (c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const poor = [];
-  let seen = 0;
-  for (const details of document.querySelectorAll("details")) details.open = true;
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  for (let node; (node = walker.nextNode());) {
-    const element = node.parentElement, style = getComputedStyle(element);
-    if (!node.data.trim() || !element.getClientRects().length) continue;
-    if (element.closest("script, title, desc, .unseen")) continue;
-    const colour = element instanceof SVGElement ? style.fill : style.color;
-    const below = background(element);
-    const [high, low] = [over(parse(colour), below), below].map(luminance).sort((a, b) => b - a);
-    const ratio = (high + 0.05) / (low + 0.05);
-    seen += 1;
-    if (ratio < 4.5) poor.push([node.data.trim().slice(0, 40), ratio]);
-  }
-  return {poor, seen};
-})()"""
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_loads_alone_and_can_be_read(
@@ -307,7 +275,7 @@ def test_loads_alone_and_can_be_read(
     assert {url.partition(":")[0] for url in tab.requested} <= {"file", "data"}
     assert sum(url.startswith("file:") for url in tab.requested) == 1
     assert tab.run("window.owned") is None
-    found = tab.run(CONTRAST)
+    found = tab.run(browser.CONTRAST)
     assert found["seen"] > 100
     assert found["poor"] == []
 
@@ -315,7 +283,7 @@ def test_loads_alone_and_can_be_read(
 def test_contrast_is_really_measured(tab: Page, reports: dict[str, Path]) -> None:
     tab.open(reports["passing"])
     tab.run("document.querySelector('.lede').style.color = '#aaa'")
-    assert ["reproduces", pytest.approx(2, abs=0.2)] in tab.run(CONTRAST)["poor"]
+    assert ["reproduces", pytest.approx(2, abs=0.2)] in tab.run(browser.CONTRAST)["poor"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import functools
-import hashlib
 import json
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from converter.checkpoint.publish import adding
-from converter.checkpoint.record import UNSEALED, sealed
-from converter.output import inert
+from converter import html
 from converter.verification.evidence import QUESTIONS
 from converter.verification.report import origin, plots
 
@@ -76,10 +67,7 @@ def write_report(
     Raises:
         OutputExists: there is a file at `path` that is no report of ours, or was changed since.
     """
-    text = render(document, title=title, provenance=provenance)
-    content = f"{text}<!-- {UNSEALED} -->\n".encode("utf-8", "replace")
-    with adding(path, overwrite=True) as stage:
-        stage.path.write_bytes(sealed(content))
+    html.write(path, render(document, title=title, provenance=provenance))
 
 
 def render(
@@ -89,8 +77,18 @@ def render(
     provenance: dict[str, Any] | None = None,
 ) -> str:
     """The report as HTML: one file that loads nothing. Same document, same bytes."""
-    style, script = _asset("page.css"), _asset("page.js")
-    page: str = _template().render(
+    filters: html.Filters = {
+        "brief": plots.brief,
+        "times": times,
+        "share": share,
+        "plain": plain,
+        "json": _json,
+    }
+    return html.render(
+        __package__,
+        "page.html",
+        "page.js",
+        filters=filters,
         doc=document,
         title=title,
         groups=_groups(document),
@@ -100,13 +98,7 @@ def render(
         positions=_positions(document),
         layers=_layers(document),
         origin=origin.read(provenance),
-        style=Markup(style),
-        script=Markup(script),
-        # Only this style and this script may act, whatever else got onto the page.
-        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}';"
-        " img-src data:; base-uri 'none'; form-action 'none'",
     )
-    return page
 
 
 def _chain(document: dict[str, Any]) -> list[Chained]:
@@ -165,21 +157,6 @@ def _layers(document: dict[str, Any]) -> list[Panel]:
     ]  # fmt: skip
 
 
-@functools.cache
-def _template() -> Any:
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_inert,
-    )
-    environment.filters |= {
-        "brief": plots.brief, "times": times, "share": share, "plain": plain, "json": _json,
-    }  # fmt: skip
-    return environment.from_string(_asset("page.html"))
-
-
 def times(ratio: plots.Number) -> str:
     """A ratio, which may be anything from nothing to millions."""
     if ratio is None:
@@ -204,19 +181,3 @@ def plain(value: plots.Number) -> str:
 
 def _json(stops: list[plots.Stop]) -> str:
     return json.dumps([[s.at, s.error, s.floor, s.label] for s in stops], ensure_ascii=False)
-
-
-def _inert(value: Any) -> Any:
-    """Names and paths may be anyone's: without control characters and marks of direction."""
-    return inert(value, keep="\n\t") if type(value) is str else value
-
-
-@functools.cache
-def _asset(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """As a content security policy names inline code."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
