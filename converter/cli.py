@@ -11,7 +11,9 @@ from typing import Any
 
 import click
 
+from converter import cli_defaults
 from converter.cli_batch import batch
+from converter.cli_completion import sources
 from converter.cli_ending import Group, reporting
 from converter.cli_env import env, version
 from converter.cli_options import (
@@ -33,17 +35,19 @@ EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing publis
 
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @version
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Convert GPT-Neo checkpoints between Hugging Face and TransformerLens, and prove every file.
 
     SOURCE is a directory, a weight file, or a hub id such as EleutherAI/gpt-neo-125m.
     Every conversion is verified before it is published: each tensor bit for bit, and the
     model's log-probabilities in the software that will run it.
     """
+    context.default_map = cli_defaults.read(main.commands)
 
 
 @main.command("hf-to-tl")
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--layout",
@@ -67,7 +71,7 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
 
 
 @main.command("bake")
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.argument("output", type=click.Path(path_type=Path))
 @processing("default")
 @converting_whole
@@ -85,7 +89,7 @@ def bake(source: str, output: Path, **options: Any) -> Any:
 
 
 @main.command("tl-to-hf")
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--reverse",
@@ -111,7 +115,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
 
 
 @main.command("export-onnx")
-@click.argument("source")
+@click.argument("source", shell_complete=sources)
 @click.argument("output", required=False, type=click.Path(path_type=Path))
 @reading
 @converting
@@ -136,8 +140,8 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 
 
 @main.command("explain")
-@click.argument("original")
-@click.argument("converted")
+@click.argument("original", shell_complete=sources)
+@click.argument("converted", shell_complete=sources)
 @reading
 @click.option(
     "--exit-code",
@@ -189,7 +193,7 @@ def explain(
 
 
 @main.command("inspect")
-@click.argument("path")
+@click.argument("path", shell_complete=sources)
 @reading
 @printing
 @reporting

@@ -13,10 +13,10 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from converter import strict_json
+from converter import cli_defaults, strict_json
 from converter.errors import NeoconvertError
 from converter.interrupts import Interrupted, handled
-from converter.output import LONGEST, inert, steady
+from converter.output import LONGEST, inert, shown, steady
 from converter.telling import panicked, told
 
 SCHEMA_VERSION = 1
@@ -50,6 +50,8 @@ def reporting(command: Command) -> Command:
 
             share_memory()
             display = Display(as_json=as_json, quiet=quiet)
+            if line := cli_defaults.said(click.get_current_context()):
+                display.say(shown(line))
             document, exit_code = command(*args, display=display, **options)
         except (click.ClickException, click.exceptions.Exit):
             raise

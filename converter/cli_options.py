@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from converter.choices import DEFAULT_STEPS, STEPS
+from converter.cli_completion import hooks, steps
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,6 +54,7 @@ def processing(default: str) -> Callable[[Command], Command]:
             default=default,
             show_default=True,
             metavar="none|default|all|STEP,…",
+            shell_complete=steps,
             help=f"TransformerLens's processing: {', '.join(DEFAULT_STEPS)}"
             " (these are default, what from_pretrained does),"
             f" {', '.join(name for name in STEPS if name not in DEFAULT_STEPS)}.",
@@ -139,6 +141,7 @@ graph = _options(
         "--hook",
         "hooks",
         multiple=True,
+        shell_complete=hooks,
         metavar="PATTERN",
         help="Repeatable. TransformerLens's hook points that become ONNX outputs: blocks.*.hook_resid_post",
     ),

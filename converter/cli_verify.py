@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli_completion import sources
 from converter.cli_ending import reporting
 from converter.cli_options import printing, reading, running, text, verifying
 from converter.cli_running import READING, opened, report_to, require_report, verified
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("verify")
-@click.argument("original")
-@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT…")
+@click.argument("original", shell_complete=sources)
+@click.argument("artifacts", nargs=-1, required=True, metavar="ARTIFACT…", shell_complete=sources)
 @reading
 @click.option(
     "--check",
@@ -118,7 +119,7 @@ def verify(
 
 
 @click.command("reference")
-@click.argument("original")
+@click.argument("original", shell_complete=sources)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @reading
 @text

@@ -1,0 +1,123 @@
+"""Defaults of a project, and what a shell offers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
+from converter.cli import main
+from converter.demo import MODEL
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "project" / "deep").mkdir(parents=True)
+    shutil.copytree(MODEL, tmp_path / "project" / "deep" / "m")
+    monkeypatch.chdir(tmp_path / "project" / "deep")
+    return tmp_path / "project"
+
+
+def say(here: Path, text: str) -> None:
+    (here / "pyproject.toml").write_text(text)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def plan(*arguments: str) -> dict[str, Any]:
+    ran = run("hf-to-tl", "m", "out", "--dry-run", "--json", *arguments)
+    assert ran.exit_code == 0, ran.stderr
+    document: dict[str, Any] = json.loads(ran.stdout)
+    return document
+
+
+def test_a_project_has_defaults_and_a_run_its_own_word(here: Path) -> None:
+    assert plan()["layout"] == "hooked"
+    say(
+        here,
+        "[tool.neoconvert]\nprocess = 'fold_ln'\n[tool.neoconvert.hf-to-tl]\nlayout = 'bridge'\n",
+    )
+    assert (plan()["layout"], plan()["steps"]) == ("bridge", ["fold_ln"])
+    assert plan("--layout", "hooked")["layout"] == "hooked"
+    ran = run("hf-to-tl", "m", "out", "--dry-run")
+    assert "from pyproject.toml: --layout bridge --process fold_ln" in ran.stdout
+    assert run("inspect", "m").exit_code == 0
+    (Path.cwd() / "pyproject.toml").write_text("[tool.other]\nx = 1\n")  # nearer, and not for us
+    assert plan()["layout"] == "bridge"
+    (Path.cwd() / "pyproject.toml").write_text("[tool.neoconvert]\ndtype = 'float16'\n")
+    assert (plan()["layout"], plan()["steps"]) == ("hooked", [])
+
+
+def test_flags(here: Path) -> None:
+    say(here, "[tool.neoconvert]\nmodel-card = true\n")
+    assert run("hf-to-tl", "m", "out", "--no-verify").exit_code == 0
+    assert (Path.cwd() / "out" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("efort = 'quick'", "Did you mean effort?"),
+        ("verify = false", "cannot say verify"),
+        ("allow-pickle = true", "cannot say allow-pickle"),
+        ("overwrite = true", "cannot say overwrite"),
+        ("push-to = 'me/neo'", "cannot say push-to"),
+        ("layout = 'brigde'", "'brigde' is not one of"),
+        ("process = ['fold_ln']", "in quotes"),
+        ("[tool.neoconvert.hf-to-lt]\nlayout = 'bridge'", "of no command"),
+        ("[tool.neoconvert.tl-to-hf]\nlayout = 'bridge'", "no option --layout"),
+    ],
+)
+def test_what_a_project_cannot_say(table: str, says: str, here: Path) -> None:
+    say(here, f"[tool.neoconvert]\n{table}\n")
+    ran = run("hf-to-tl", "m", "out", "--no-verify")
+    assert ran.exit_code == 2
+    assert says in ran.stderr
+    assert not (Path.cwd() / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"[tool", b"\xff\xfe", b"tool = 3\n", b"[tool]\nneoconvert = 3\n"]
+)
+def test_a_file_that_says_nothing_to_us(content: bytes, here: Path) -> None:
+    (here / "pyproject.toml").write_bytes(content)
+    assert plan()["layout"] == "hooked"
+
+
+def offered(*words: str, incomplete: str) -> list[str]:
+    complete = ShellComplete(main, {}, "neoconvert", "_NEOCONVERT_COMPLETE")
+    return [item.value for item in complete.get_completions(list(words), incomplete)]
+
+
+def test_what_a_shell_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("models--EleutherAI--gpt-neo-125m", "models--me--a--b", "datasets--x--y", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert offered("hf-to-tl", incomplete="Ele") == ["Ele", "EleutherAI/gpt-neo-125m"]
+    assert "me/a--b" in offered("verify", incomplete="")
+    assert offered("hf-to-tl", "--process", incomplete="fold_l") == ["fold_ln"]
+    assert offered("hf-to-tl", "--process", incomplete="fold_ln,fold") == [
+        "fold_ln,fold_value_biases"
+    ]
+    assert "default" in offered("bake", "--process", incomplete="")
+    assert offered("export-onnx", "--hook", incomplete="blocks.*.hook_resid_p") == [
+        "blocks.*.hook_resid_pre", "blocks.*.hook_resid_post",
+    ]  # fmt: skip
+    assert offered("hf-to-tl", "--layout", incomplete="b") == ["bridge"]
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    assert offered("inspect", incomplete="x") == ["x"]
+
+
+def test_every_source_is_completed() -> None:
+    for name, command in main.commands.items():
+        for parameter in command.params:
+            if isinstance(parameter, click.Argument) and parameter.name in ("source", "original", "converted", "path", "artifacts"):  # fmt: skip
+                assert parameter._custom_shell_complete is not None, name
