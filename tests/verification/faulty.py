@@ -122,6 +122,7 @@ class Workshop:
             weights = {k: np.array(self.original.tensor(k)) for k in self.original.stored}
             softer = {k: w / 128 if k.endswith(_WRITING) else w for k, w in weights.items()}
             _save(self.original, softer, self.original.directory)
+            self.original = open_checkpoint(self.original.directory)
         self._made: dict[Artifact, Path] = {}
 
     def applies(self, fault: Fault, artifact: Artifact) -> bool:
