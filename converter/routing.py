@@ -44,7 +44,7 @@ def _denied(source: Checkpoint) -> set[str]:
         with np.errstate(invalid="ignore", over="ignore"):
             states = detect(unit, coarsest)
         if Carry().state(unit, coarsest) is State.APPLIED:
-            states.pop("fold_ln", None)  # what was folded is carried by the LayerNorm
+            states["fold_ln"] = State.APPLIED  # what was folded is carried by the LayerNorm
         for name, state in states.items():
             if state is not State.NOTHING_TO_DO:
                 told.setdefault(name, []).append(state is State.NOT_APPLIED)

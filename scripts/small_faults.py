@@ -83,12 +83,13 @@ def main(models: tuple[str, ...], artifacts: tuple[Artifact, ...], only: str, sh
     outcomes = [(model, small) for found in cells.values() for model, small in found]
     wrong = [(model, small) for model, small in outcomes if small.wrong]
     caught = sum(small.times > 1 for _, small in outcomes)
+    thorough = sum(small.effort == "thorough" for _, small in outcomes)
     hidden = [small for _, small in outcomes if not small.times > 1]
     most = max((small.change for small in hidden if small.change is not None), default=0.0)
     click.echo(
         f"\n{len(faults)} kinds of fault, {len(cells)} cells, {len(outcomes)} artifacts"
-        f" ({', '.join(models or MODELS)}): {caught} caught by the program and route links alone;"
-        f" {len(hidden)} change the function by no more than {most:.3g} of float64's noise floors"
+        f" ({', '.join(models or MODELS)}): {caught} caught by the program and route links alone,"
+        f" {thorough} of them at thorough effort, which takes every token; {len(hidden)} change the function by no more than {most:.3g} of float64's noise floors"
         f" ({ALLOWED:g} must be seen); {len(wrong)} wrong.\n{datetime.date.today()},"
         f" {platform.processor() or platform.machine()}, Python {platform.python_version()},"
         f" {versions()}"

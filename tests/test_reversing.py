@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
+from converter.choices import DEFAULT_STEPS
 from converter.cli import main
 from converter.convert import bake, hf_to_tl, tl_to_hf
 from converter.demo import MODEL
 from converter.errors import BadInput, CannotUndo, UsageError
 from converter.processing import STEPS
+from converter.routing import recorded_steps
 from tests.checkpoints import Recipe, Tensors, read_all, recipes, same, write_hf
 
 NAMES = [step.name for step in STEPS]
@@ -221,3 +223,16 @@ def test_unknown_step(tmp_path: Path) -> None:
     )
     assert result.exit_code == 2
     assert "fold_ln" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["transformer.ln_f.weight", "transformer.h.1.ln_1.bias", None])
+def test_an_edited_layernorm_of_a_baked_model_denies_no_step(
+    name: str | None, tmp_path: Path
+) -> None:
+    """The others carry biases still, which is what folding has left."""
+    baked = bake(MODEL, tmp_path / "baked", check=False).output
+    if name:
+        tensors = load_file(baked / "model.safetensors")
+        tensors[name][3] = np.nextafter(tensors[name][3], np.float32(9))
+        save_file(tensors, baked / "model.safetensors", metadata={"format": "pt"})
+    assert recorded_steps(open_checkpoint(baked)) == DEFAULT_STEPS

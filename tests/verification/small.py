@@ -19,6 +19,7 @@ import onnx
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
 from converter.verification import verify
+from converter.verification.probes import EFFORTS, Effort
 from converter.verification.program import MAX_TIMES
 from tests.verification import software
 from tests.verification.fault import ALL, RAW, Artifact, Edit, Fault, Weights, one, own_head, put
@@ -126,6 +127,9 @@ ULPS = tuple(
 )  # fmt: skip
 
 
+MISSED = "missed"
+
+
 @dataclass(frozen=True)
 class Small:
     """What the function check alone said of one small fault."""
@@ -138,13 +142,15 @@ class Small:
     """The worst of the program and route links, over what is allowed: above 1 is caught."""
     unit: str | None
     """The first unit that is named."""
+    effort: Effort
+    """The least that tells: thorough where no probe of the standard ones reaches the fault's token."""
 
     @property
     def wrong(self) -> str | None:
         """Why this outcome speaks against the verifier."""
         seen = self.change is None or self.change > ALLOWED
         if seen and not self.times > 1:
-            return "missed"
+            return MISSED
         if self.unit is not None and self.fault.unit is not None and self.unit != self.fault.unit:
             return f"located in {self.unit}, not {self.fault.unit}"
         return None
@@ -162,14 +168,18 @@ def judge(workshop: Workshop, fault: Fault, artifact: Artifact) -> Small | None:
             spoiled = workshop.spoil(fault, artifact, Path(scratch) / "artifact")
         except NothingChanges:
             return None
-        with fault.software() if fault.software else contextlib.nullcontext():
-            result = verify(workshop.original, spoiled, checks=["function"], device="cpu")
-        links = [e for e in result.evidence if e.link in ("program", "route")]
-        times = [e.times for e in links if e.times is not None]
-        if set(result.problems) - {e.problem for e in result.evidence}:
-            times.append(math.inf)  # the software that runs the original too is what is wrong
-        first = result.first_divergence
-        return Small(
-            fault, artifact, workshop.change_in_float64(fault, artifact, spoiled),
-            max(times, default=math.nan), first.unit if first else None,
-        )  # fmt: skip
+        change = workshop.change_in_float64(fault, artifact, spoiled)
+        for effort in EFFORTS[1:]:
+            with fault.software() if fault.software else contextlib.nullcontext():
+                result = verify(
+                    workshop.original, spoiled, checks=["function"], device="cpu", effort=effort
+                )
+            links = [e for e in result.evidence if e.link in ("program", "route")]
+            times = [e.times for e in links if e.times is not None]
+            if set(result.problems) - {e.problem for e in result.evidence}:
+                times.append(math.inf)  # the software that runs the original too is what is wrong
+            unit = result.first_divergence.unit if result.first_divergence else None
+            found = Small(fault, artifact, change, max(times, default=math.nan), unit, effort)
+            if found.wrong != MISSED:  # what is in one token may need every token
+                break
+        return found
