@@ -115,11 +115,10 @@ def convert(
     if writing.dry_run:
         return Conversion(route, output, plan, False, None, None, writing.graph_alone)
     checking.require_device()
-    book = None
-    if writing.keeps_ledger(route) and writing.ledger != "none":
-        book = LedgerWriter(writing.ledger)
     with staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged:
-        stage = staged.path
+        stage, book = staged.path, None
+        if writing.keeps_ledger(route) and writing.ledger != "none":
+            book = LedgerWriter(writing.ledger, stage)
         writer = Writer(stage, plan)
         sha256 = stream(route, plan, writer, book, checking.say)
         said = graph.config if graph else None
@@ -129,7 +128,7 @@ def convert(
                 str(source.slots[key].name): sha256.read[stored.name]
                 for key, stored in source.stored.items()
             }
-            book.save(stage, tied=source.tied, original_sha256=original)
+            book.save(tied=source.tied, original_sha256=original)
         artifact, exported = open_checkpoint(stage), None
         if graph:
             made = {"route": route.name, "steps": list(plan.steps)}

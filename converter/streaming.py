@@ -22,6 +22,9 @@ from converter.processing.unit_ledger import WITHOUT, Kind, UnitLedger
 from converter.progress import Progress
 from converter.route import Array, Made, Processing, Route, Tensors, Undoing
 
+_LARGE = 2**25
+"""Bytes of a unit after which it is worth giving back what is free."""
+
 
 class Digests(NamedTuple):
     """SHA-256 of every tensor's bytes, by its own name."""
@@ -61,6 +64,25 @@ def stream(
             if slot.local in written and not planned[slot.key].slot.straight:
                 hooked[slot.key] = sha256(written[slot.local])
 
+    def prepare(slots: list[Slot], unit: Tensors, made: Made, background: Background) -> Tensors:
+        """The unit in the planned dtypes. What is read of it is looked at in the background."""
+        written: Tensors = {}
+        for slot in slots:
+            tensor, array = planned.get(slot.key), made.tensors[slot.local]
+            if stored := source.stored.get(slot.key):
+                given = unit[slot.local]
+                if tensor and array is given and tensor.moves(slot, stored.code):
+                    as_it_was[stored.name] = tensor.name
+                as_stored = slot.to_hub.inverse.apply(given, source.config.sizes)
+                background.do(look, stored.name, as_stored)
+            if tensor is None:
+                _require_neutral(array, slot, plan)
+                continue
+            written[slot.local] = _stored(array, tensor, source)
+            if slot.local in made.original and CODES[tensor.code] == array.dtype:
+                restored[slot.key] = tensor.name
+        return written
+
     def write(tensor: Planned, array: Array) -> None:
         nonlocal done
         writer.write(tensor, array)
@@ -82,21 +104,7 @@ def stream(
             if slots[0].key in copied:
                 copy(slots[0].key)
                 continue
-            written: Tensors = {}
-            for slot in slots:
-                tensor, array = planned.get(slot.key), made.tensors[slot.local]
-                if stored := source.stored.get(slot.key):
-                    given = unit[slot.local]
-                    if tensor and array is given and tensor.moves(slot, stored.code):
-                        as_it_was[stored.name] = tensor.name
-                    as_stored = slot.to_hub.inverse.apply(given, source.config.sizes)
-                    background.do(look, stored.name, as_stored)
-                if tensor is None:
-                    _require_neutral(array, slot, plan)
-                    continue
-                written[slot.local] = _stored(array, tensor, source)
-                if slot.local in made.original and CODES[tensor.code] == array.dtype:
-                    restored[slot.key] = tensor.name
+            written = prepare(slots, unit, made, background)
             if ledger:
                 background.do(keep, slots, unit, written, made)
             for slot in slots:
@@ -106,8 +114,9 @@ def stream(
                     write(tensor, own.apply(written[slot.local], plan.config.sizes))
             if route.whole_units:
                 background.finish()
+            large = sum(array.nbytes for array in unit.values()) > _LARGE
             del unit, made, written  # before the next unit is read
-            if route.whole_units:
+            if large:
                 give_back()
     if isinstance(route, Undoing):
         _require_original(route, plan, writer.sha256, restored)

@@ -10,10 +10,11 @@ import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from safetensors.numpy import save_file
 from converter import strict_json
 from converter.checkpoint.reader import open_safetensors
 from converter.checkpoint.source import LEDGER
-from converter.dtypes import sha256
+from converter.dtypes import contiguous, sha256
 from converter.errors import CorruptFile
 from converter.layout import Slot
 from converter.processing.unit_ledger import WITHOUT, Json, Kind, UnitLedger, corrupt, expect
@@ -30,17 +31,33 @@ from converter.processing.unit_ledger import WITHOUT, Json, Kind, UnitLedger, co
 SCHEMA_VERSION = 1
 
 
-class LedgerWriter:
-    """Collects the units' ledgers while weights stream by. They are small; the file is one write."""
+_SMALL = 2**14
+"""Bytes of an array that may wait in memory."""
 
-    def __init__(self, kind: Kind) -> None:
+
+class LedgerWriter:
+    """Collects the units' ledgers while weights stream by; the file is one write.
+
+    Arrays wait in a file without a name: of a large model, an exact ledger's take hundreds of megabytes.
+    """
+
+    def __init__(self, kind: Kind, directory: Path) -> None:
         self.kind = kind
+        self.directory = directory
+        """Where the ledger will be, and where there is room for it."""
         self._arrays: dict[str, np.ndarray] = {}
+        self._aside: dict[str, tuple[int, np.ndarray]] = {}
+        """By name, where in the file an array begins, and an empty one of its dtype and shape."""
+        self._file: IO[bytes] | None = None
         self._units: Json = {}
 
     def add(self, unit: UnitLedger) -> None:
         """Keep a unit's ledger."""
-        self._arrays |= unit.arrays
+        for name, array in unit.arrays.items():
+            if array.nbytes <= _SMALL:
+                self._arrays[name] = array
+            else:
+                self._put_aside(name, array)
         self._units[unit.prefix] = {
             "kind": self.kind,
             **unit.to_json(),
@@ -52,7 +69,25 @@ class LedgerWriter:
         """Note the digest of a processed tensor, in `hooked` axes, that a unit's ledger is for."""
         self._units[slot.prefix]["processed"][slot.local] = sha256
 
-    def save(self, directory: Path, *, tied: bool, original_sha256: Mapping[str, str]) -> int:
+    def _put_aside(self, name: str, array: np.ndarray) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 - closed in save
+        self._aside[name] = (
+            self._file.tell(),
+            np.broadcast_to(np.empty((), array.dtype), array.shape),
+        )
+        self._file.write(contiguous(array).reshape(-1).view(np.uint8).data)
+
+    def _all(self) -> dict[str, np.ndarray]:
+        # np.ascontiguousarray would give a number an axis.
+        arrays = {name: np.require(array, requirements="C") for name, array in self._arrays.items()}
+        if self._file is not None:
+            self._file.flush()
+            for name, (start, like) in self._aside.items():
+                arrays[name] = np.memmap(self._file, like.dtype, "r", start, like.shape)
+        return dict(sorted(arrays.items()))
+
+    def save(self, *, tied: bool, original_sha256: Mapping[str, str]) -> int:
         """Write the file; returns its size in bytes. `original_sha256` is by HF name."""
         meta = {
             "schema_version": SCHEMA_VERSION,
@@ -61,15 +96,16 @@ class LedgerWriter:
             "original": dict(original_sha256),
             "units": self._units,
         }
-        # np.ascontiguousarray would give a number an axis.
-        arrays = {name: np.require(array, requirements="C") for name, array in self._arrays.items()}
-        path = directory / LEDGER
+        path = self.directory / LEDGER
         try:
-            save_file(arrays, path, metadata={"ledger": json.dumps(meta)})
+            save_file(self._all(), path, metadata={"ledger": json.dumps(meta)})
         except SafetensorError as error:  # what the system said is in its text alone
             found = re.search(r"os error (\d+)", str(error))
             code = int(found[1]) if found else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
+        finally:
+            if self._file is not None:
+                self._file.close()
         return path.stat().st_size
 
 
