@@ -23,10 +23,13 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from converter.checkpoint import open_checkpoint
+from converter.parallel import share_memory
 from converter.pipeline import convert
 from converter.processing import parse
 from converter.request import Checking, Writing
 from converter.routing import processing, reversing
+
+share_memory()  # as the command does
 
 def go(source, out):
     to = lambda route, layout, name: convert(
@@ -67,14 +70,14 @@ def test_peak_memory(layout: str, process: str, back: str, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("process", ["none", "default"])
-def test_one_embedding_is_in_memory_at_a_time(process: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("process", "times"), [("none", 1.5), ("default", 2.0)])
+def test_one_embedding_is_in_memory_at_a_time(process: str, times: float, tmp_path: Path) -> None:
     """It is the largest tensor by far; the tied head is compared, coded and decoded in pieces."""
     for name, vocabulary in {"small": 100, "big": 60_000}.items():
         recipe = Recipe(d_head=64, n_heads=8, attention=("local",), n_ctx=64, d_vocab=vocabulary)
         _write_large(recipe, tmp_path / name)
     measured = _measure(tmp_path, "hooked", process, "back")
-    assert measured["grown"] < 1.3 * 60_000 * 512 * 4, measured
+    assert measured["grown"] < times * 60_000 * 512 * 4, measured
 
 
 def _write_large(recipe: Recipe, directory: Path) -> None:
