@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-from scripts.models import MODELS, SIZES
+from scripts.models import SIZES, weight_bytes
 
 OUT = Path(__file__).resolve().parent.parent / "docs/growth.svg"
 DRAWN = {
@@ -32,7 +32,7 @@ def main(files: list[Path]) -> None:
         for name, each in json.loads(file.read_text()).items()
         if name in SIZES
     }
-    gigabytes = {name: (MODELS / name / "model.safetensors").stat().st_size / 1e9 for name in sizes}
+    gigabytes = {name: weight_bytes(*SIZES[name]) / 1e9 for name in sizes}
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "neoconvert", "font.size": 9}
     figure, (time, memory) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for job, label in DRAWN.items():
