@@ -123,7 +123,8 @@ def _base(source: Checkpoint) -> str | None:
     if source.source.revision:
         return source.source.name
     before = (source.source.provenance or {}).get("source")
-    known = isinstance(before, dict) and before.get("revision") and hub.named(str(before["given"]))
+    said = before.get("given") if isinstance(before, dict) and before.get("revision") else None
+    known = hub.named(said) if isinstance(said, str) else None
     return known[0] if known else None
 
 
@@ -136,10 +137,11 @@ def _handed_on(source: Checkpoint) -> dict[str, Any]:
     if not source.source.is_directory or not path.is_file() or path.stat().st_size > _LONGEST:
         return {}
     try:
-        said = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True).data
-    except Exception:
+        card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
+        said = card.data.to_dict()
+    except Exception:  # of two libraries, about a file that anyone may have written
         return {}
-    return {n: v for n, v in said.to_dict().items() if n in _HANDED_ON and _is_words(v)}
+    return {n: v for n, v in said.items() if n in _HANDED_ON and _is_words(v)}
 
 
 def _is_words(value: object) -> bool:

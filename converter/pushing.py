@@ -34,7 +34,9 @@ class Repository:
     """owner/name."""
     branch: str
     head: str | None
-    """Its commit; None: there is none yet."""
+    """The branch's commit; None: there is no such branch yet."""
+    exists: bool
+    """Whether there is such a repository."""
     ours: frozenset[str] = frozenset()
     """Files there that neoconvert wrote, and that a push replaces."""
 
@@ -93,10 +95,8 @@ def aim(repository: str, *, overwrite: bool) -> Repository:
         api.whoami()
         try:
             head = api.model_info(name, revision=branch).sha
-        except RevisionNotFoundError:
-            return Repository(name, branch, None)
-        except RepositoryNotFoundError:
-            return Repository(name, branch, None)
+        except (RevisionNotFoundError, RepositoryNotFoundError) as error:
+            return Repository(name, branch, None, isinstance(error, RevisionNotFoundError))
         ours, foreign = _there(api, name, head)
     if foreign or (ours and not overwrite):
         few = ", ".join(foreign[:4] or sorted(ours)[:4])
@@ -109,7 +109,7 @@ def aim(repository: str, *, overwrite: bool) -> Repository:
             if foreign
             else "Add --overwrite to replace it.",
         )
-    return Repository(name, branch, head, frozenset(ours))
+    return Repository(name, branch, head, True, frozenset(ours))
 
 
 def deliver(directory: Path, to: Repository) -> Pushed:
@@ -135,14 +135,17 @@ def deliver(directory: Path, to: Repository) -> Pushed:
     ]
     operations += [CommitOperationDelete(name) for name in sorted(to.ours - found.ours.keys())]
     with _asking(to.name, directory):
-        url = api.create_repo(to.name, exist_ok=True)
-        if to.branch != "main":
-            api.create_branch(to.name, branch=to.branch, exist_ok=True)
+        if not to.exists:
+            api.create_repo(to.name)
+        if to.head is None and to.branch != "main":
+            # From the first commit, which holds nothing: main's weights are not to lie beside ours.
+            first = api.list_repo_commits(to.name)[-1].commit_id
+            api.create_branch(to.name, branch=to.branch, revision=first)
         commit = api.create_commit(
             to.name, operations, revision=to.branch, parent_commit=to.head,
             commit_message=f"neoconvert {did}: {document['source']['given']}",
         )  # fmt: skip
-    return Pushed(to.name, to.branch, str(commit.oid), str(url))
+    return Pushed(to.name, to.branch, str(commit.oid), str(commit.repo_url))
 
 
 def _there(api: HfApi, name: str, head: str | None) -> tuple[set[str], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,30 +103,44 @@ def _json(document: Any) -> tuple[int, bytes, dict[str, str]]:
 def serving(hub: Hub) -> Iterator[Hub]:
     """Answer on a port of this machine while the block runs."""
 
+    def answer(method: str, path: str, _: bytes) -> tuple[int, bytes, dict[str, str]]:
+        if method == "GET":
+            hub.asked.append(path)
+        return hub.answer(path)
+
+    with answering(answer) as port:
+        hub.port = port
+        yield hub
+
+
+@contextmanager
+def answering(
+    answer: Callable[[str, str, bytes], tuple[int, bytes, dict[str, str]]],
+) -> Iterator[int]:
+    """A server's port, while the block runs. `answer`: status, body and headers, by method, path and
+    what is sent."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            path = unquote(urlparse(self.path).path)
-            if self.command == "GET":
-                hub.asked.append(path)
-            status, body, headers = hub.answer(path)
+            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, body, headers = answer(self.command, unquote(urlparse(self.path).path), sent)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
 
-        do_HEAD = do_GET
+        do_HEAD = do_POST = do_PUT = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.port = server.server_port
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield hub
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()

@@ -136,6 +136,15 @@ def test_a_card_of_the_source_that_cannot_be_read_says_nothing(card: str, tmp_pa
     assert "license" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
 
 
+@pytest.mark.parametrize("said", [{"revision": "x"}, {"revision": "x", "given": 3}, {"revision": "x", "given": "a: b"}, []])  # fmt: skip
+def test_a_record_that_says_no_base(said: Any, tmp_path: Path) -> None:
+    source = converter.hf_to_tl(MODEL, tmp_path / "tl", check=False).output
+    document = json.loads((source / "neoconvert.json").read_text("utf-8"))
+    (source / "neoconvert.json").write_text(json.dumps(document | {"source": said}))
+    tl_to_hf(source, tmp_path / "out", model_card=True, check=False)
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.base_model is None
+
+
 def test_the_card_is_a_file_of_ours_until_it_is_changed(tmp_path: Path) -> None:
     for _ in range(2):
         hf_to_tl(MODEL, tmp_path / "tl", model_card=True, check=False, overwrite=True)

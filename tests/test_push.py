@@ -63,6 +63,18 @@ def test_a_branch(hub: Uploads, source: Path) -> None:
     assert hub.repositories["me/neo"]["main"].keys() == {".gitattributes"}
 
 
+def test_a_new_branch_has_nothing_of_mains(hub: Uploads, source: Path) -> None:
+    """Weights of others beside ours would be taken for ours."""
+    theirs = {".gitattributes": b"", "pytorch_model.bin": b"theirs"}
+    hub.repositories["me/neo"] = {"main": dict(theirs)}
+    refused = push(hub, source, "--push-to", "me/neo", exit_code=2)
+    _, _, advice = refused["error"]["do"].partition(": ")
+    push(hub, source, *advice.split())
+    assert hub.repositories["me/neo"]["main"] == theirs
+    there = hub.repositories["me/neo"]["neoconvert"]
+    assert {*there} - {".gitattributes"} == {*files(source.parent / "out")}
+
+
 def test_what_was_pushed_before_is_replaced_whole(hub: Uploads, source: Path) -> None:
     push(hub, source, "--push-to", "me/neo", "--max-shard-size", "1MB", "--process", "default")
     before = dict(hub.repositories["me/neo"]["main"])

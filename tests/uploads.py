@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlparse
+
+from tests.loopback import answering
 
 LARGE = (".safetensors", ".onnx", ".onnx_data")
 """What the hub keeps as LFS objects."""
+FIRST = {".gitattributes": b"*.bin filter=lfs\n"}
+"""The files of a repository's first commit."""
 Answer = tuple[int, Any, dict[str, str]]
 
 
@@ -56,7 +57,7 @@ class Uploads:
         if path == "/api/repos/create":
             name = f"me/{json.loads(body)['name']}"
             there = name in self.repositories
-            self.repositories.setdefault(name, {"main": {".gitattributes": b"*.bin filter=lfs\n"}})
+            self.repositories.setdefault(name, {"main": dict(FIRST)})
             return 409 if there else 200, {"url": f"http://127.0.0.1:{self.port}/{name}"}, {}
         if method == "PUT":
             assert hashlib.sha256(body).hexdigest() == path.split("/")[-1]
@@ -90,9 +91,16 @@ class Uploads:
     def _about(self, name: str, what: str, revision: str, body: bytes) -> Answer:
         if name not in self.repositories:
             return 404, {}, {"X-Error-Code": "RepoNotFound"}
+        branches = self.repositories[name]
         if what == "branch":
-            there = self.repositories[name].setdefault(revision, {})
-            return 409 if there else 200, {}, {}
+            if revision in branches:
+                return 409, {"error": "There is such a branch."}, {}
+            start = json.loads(body).get("startingPoint", "main")
+            branches[revision] = dict(FIRST if start == "first" else branches["main"])
+            return 200, {}, {}
+        if what == "commits":
+            when = "2026-01-01T00:00:00.000Z"
+            return 200, [{"id": i, "authors": [], "date": when, "title": i, "message": ""} for i in ("last", "first")], {}  # fmt: skip
         branch = self._branch(name, revision)
         if branch is None:
             return 404, {}, {"X-Error-Code": "RevisionNotFound"}
@@ -136,31 +144,10 @@ def _entry(path: str, content: bytes) -> dict[str, Any]:
 def receiving(hub: Uploads) -> Iterator[Uploads]:
     """Answer on a port of this machine while the block runs."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, said, headers = hub.answer(
-                self.command, unquote(urlparse(self.path).path), sent
-            )
-            body = said if isinstance(said, bytes) else json.dumps(said).encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def answer(method: str, path: str, sent: bytes) -> tuple[int, bytes, dict[str, str]]:
+        status, said, headers = hub.answer(method, path, sent)
+        return status, said if isinstance(said, bytes) else json.dumps(said).encode(), headers
 
-        do_HEAD = do_POST = do_PUT = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.port = server.server_port
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with answering(answer) as port:
+        hub.port = port
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
