@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,10 +116,13 @@ def convert(
     if writing.dry_run:
         return Conversion(route, output, plan, False, None, None, writing.graph_alone)
     checking.require_device()
-    with staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged:
+    with (
+        staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged,
+        ExitStack() as opened,
+    ):
         stage, book = staged.path, None
         if writing.keeps_ledger(route) and writing.ledger != "none":
-            book = LedgerWriter(writing.ledger, stage)
+            book = opened.enter_context(closing(LedgerWriter(writing.ledger, stage)))
         writer = Writer(stage, plan)
         sha256 = stream(route, plan, writer, book, checking.say)
         said = graph.config if graph else None

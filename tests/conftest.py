@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import browser
+
 # The same examples in every run, so that a failure is the change's. Others are drawn with
 # --hypothesis-profile=random.
 settings.register_profile("suite", derandomize=True)
@@ -26,3 +28,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    """A page of a real browser."""
+    path, why = browser.find()
+    if path is None:
+        pytest.skip(why)
+    with browser.page(path, tmp_path_factory.mktemp("profile")) as tab:
+        yield tab

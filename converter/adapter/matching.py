@@ -8,10 +8,10 @@ from functools import partial
 
 from converter.adapter.changes import Change, LowRank, Read, Replacement, Shift
 from converter.adapter.files import Adapter
-from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.errors import MissingTensor, NotRepresentable, TensorMismatch, UnknownTensor
-from converter.layout import Slot, expand
+from converter.layout import EMBEDDING, HEAD, Slot, expand
 
 PREFIX = "base_model.model."
 _EMBEDDINGS = ("transformer.wte", "transformer.wpe")

@@ -11,12 +11,12 @@ import numpy as np
 from converter.adapter.changes import Change, LowRank
 from converter.adapter.files import Adapter, open_adapter
 from converter.adapter.matching import changes_of
-from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.provenance import placeless
 from converter.checkpoint.reader import Reader, Stored
 from converter.checkpoint.source import called
 from converter.errors import CorruptFile, NotRepresentable
-from converter.layout import Slot, expand
+from converter.layout import EMBEDDING, HEAD, Slot, expand
 from converter.processing import DEFAULT
 from converter.routing import already_applied, biased_units, recorded_steps
 

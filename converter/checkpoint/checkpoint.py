@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint.config import NeoConfig
-from converter.checkpoint.fitting import mismatch, read_config
+from converter.checkpoint.fitting import read_config
+from converter.checkpoint.matching import match, require_present, share_tied
 from converter.checkpoint.reader import Reader, Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
@@ -19,14 +20,13 @@ from converter.checkpoint.standard import holds_weights
 from converter.checkpoint.vocabulary import misfit
 from converter.choices import flags, of_kind
 from converter.dtypes import CODES, cast, same_bits
-from converter.errors import MissingTensor, UnknownTensor
-from converter.layout import Layout, Slot, buffers, expand
+from converter.errors import UnknownTensor
+from converter.layout import EMBEDDING, HEAD, Layout, Slot, buffers, expand
 from converter.piecewise import Index, Piecewise, cut
 
 if TYPE_CHECKING:
     from converter.adapter import Merged
 
-HEAD, EMBEDDING = "unembed.W_U", "embed.W_E"
 BUFFER = "a buffer, not a weight"
 
 
@@ -250,77 +250,12 @@ def read_checkpoint(source: Source) -> Checkpoint:
             do="Save the weights as dense float64, float32, float16 or bfloat16 tensors.",
         )
     found = {name: stored for name, stored in seen.found.items() if name not in known}
-    stored = _match(slots, found, source)
-    _share_tied(layout, stored, source, notes)
+    stored = match(slots, found, source)
+    share_tied(layout, stored, source, notes)
     if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:
         config = NeoConfig(**{**config.__dict__, "folded": True})
-    _check_present(layout, slots, stored, config, source)
+    require_present(layout, slots, stored, config, source)
     dropped |= seen.dropped
     if unfit := misfit(source.tokenizer_files(), config.d_vocab):
         notes.append(unfit)
     return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))
-
-
-def _match(slots: dict[str, Slot], found: dict[str, Stored], source: Source) -> dict[str, Stored]:
-    by_name = {slot.name: slot for slot in slots.values() if slot.name is not None}
-    unknown = sorted(set(found) - set(by_name))
-    if unknown:
-        raise UnknownTensor(
-            f"{len(unknown)} tensor(s) have no place in this GPT-Neo model: {', '.join(unknown[:4])}.",
-            where=f"{found[unknown[0]].file}: {unknown[0]} {list(found[unknown[0]].shape)}",
-            do="Check that the config's number of layers is right, or remove what is not GPT-Neo's.",
-        )
-    for name, stored in found.items():
-        if stored.shape != by_name[name].shape:
-            raise mismatch(by_name[name], stored, source)
-    return {by_name[name].key: stored for name, stored in found.items()}
-
-
-def _share_tied(
-    layout: Layout, stored: dict[str, Stored], source: Source, notes: list[str]
-) -> None:
-    """One tensor may be all that a file keeps of embedding and head where they are tied.
-
-    safetensors.torch.save_model keeps one name of a shared tensor, and may keep the head's. HF and
-    the bridge hold both in one orientation, so that the one tensor is the other.
-    """
-    head, embedding = stored.get(HEAD), stored.get(EMBEDDING)
-    biased = any(key.endswith(".b_Q") for key in stored)  # processing unties
-    if layout == "hooked" or not _config_ties(source) or biased:
-        return
-    if head is not None and embedding is None:
-        notes.append(f"{head.name} is the embedding too: the file keeps one of the tied two")
-    if head is not None and embedding in (None, head):
-        stored[EMBEDDING] = stored.pop(HEAD)
-    if layout == "bridge" and EMBEDDING in stored:  # whose files always have both
-        stored.setdefault(HEAD, stored[EMBEDDING])
-
-
-def _config_ties(source: Source) -> bool:
-    return (source.hf_config or {}).get("tie_word_embeddings", True) is not False
-
-
-def _check_present(
-    layout: Layout,
-    slots: dict[str, Slot],
-    stored: dict[str, Stored],
-    config: NeoConfig,
-    source: Source,
-) -> None:
-    tied = layout == "hf" and _config_ties(source)
-    missing = [
-        slot.name
-        for slot in slots.values()
-        if slot.key not in stored
-        and slot.name is not None
-        and slot.in_file(layout, folded=config.folded)
-        and not (slot.key == HEAD and tied)
-    ]
-    if missing:
-        raise MissingTensor(
-            f"{len(missing)} tensor(s) of the model are missing: {', '.join(missing[:4])}.",
-            where=str(source.path),
-            do="The checkpoint is incomplete, or its config is another model's."
-            if missing != ["lm_head.weight"]
-            else "The config says tie_word_embeddings=false, so the head must be there; set it to true if it is tied.",
-        )

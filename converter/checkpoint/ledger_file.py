@@ -71,7 +71,7 @@ class LedgerWriter:
 
     def _put_aside(self, name: str, array: np.ndarray) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 - closed in save
+            self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 - `close`
         self._aside[name] = (
             self._file.tell(),
             np.broadcast_to(np.empty((), array.dtype), array.shape),
@@ -103,10 +103,12 @@ class LedgerWriter:
             found = re.search(r"os error (\d+)", str(error))
             code = int(found[1]) if found else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
-        finally:
-            if self._file is not None:
-                self._file.close()
         return path.stat().st_size
+
+    def close(self) -> None:
+        """Let go of the file without a name."""
+        if self._file is not None:
+            self._file.close()
 
 
 @dataclass(frozen=True)

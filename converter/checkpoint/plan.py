@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from converter.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.dtypes import CODES, nbytes
 from converter.errors import UsageError
-from converter.layout import Layout, Slot, expand
+from converter.layout import EMBEDDING, HEAD, Layout, Slot, expand
 
 if TYPE_CHECKING:
     from converter.route import Route

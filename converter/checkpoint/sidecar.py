@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.files import Json
 from converter.checkpoint.foreign_files import refuse_to_copy
 from converter.checkpoint.hf_config import to_hf
@@ -15,6 +15,7 @@ from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import Source, called
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
+from converter.layout import EMBEDDING
 
 if TYPE_CHECKING:
     from converter.route import Route

@@ -3,6 +3,8 @@
 from converter.layout.ops import Op, Rearrange, Sizes, axes
 from converter.layout.table import (
     BUFFERS,
+    EMBEDDING,
+    HEAD,
     LAYOUTS,
     TABLE,
     Layout,
@@ -15,6 +17,8 @@ from converter.layout.table import (
 
 __all__ = [
     "BUFFERS",
+    "EMBEDDING",
+    "HEAD",
     "LAYOUTS",
     "TABLE",
     "Layout",

@@ -63,6 +63,8 @@ def _rows(
     return tuple(Row(unit, *row) for row in rows)
 
 
+HEAD, EMBEDDING = "unembed.W_U", "embed.W_E"
+
 # fmt: off
 TABLE: tuple[Row, ...] = (
     *_rows(Unit.EMBED,

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,15 +115,6 @@ def test_exit_code(tmp_path: Path) -> None:
     refused = _explain(str(edited), "--exit-code", "--report", str(tmp_path / "mine.html"))
     assert refused.returncode == 2
     assert (tmp_path / "mine.html").read_text() == "mine"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    path, why = browser.find()
-    if path is None:
-        pytest.skip(why)
-    with browser.page(path, tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

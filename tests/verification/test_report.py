@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -246,15 +245,6 @@ def test_names_do_not_act_on_the_page(tmp_path: Path) -> None:
     assert "\\u202e\\x1b]0;pwned\\x07" in page
     assert not {"\u202e", "\x1b", "\x07"} & set(page)
     assert "<b>\\u202e" not in page
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    path, why = browser.find()
-    if path is None:
-        pytest.skip(why)
-    with browser.page(path, tmp_path_factory.mktemp("profile")) as tab:
-        yield tab
 
 
 @pytest.fixture(scope="module")
