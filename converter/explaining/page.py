@@ -49,6 +49,7 @@ def render(found: Explanation) -> str:
         __package__,
         "page.html",
         filters={"change": size_of_change},
+        good=found.verdict != "different-model",
         found=found,
         grid=_grid(found),
         heads=_heads(found),

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from converter.checkpoint.publish import adding
@@ -29,12 +29,13 @@ def render(
     filters: Filters,
     **facts: Any,
 ) -> str:
-    """A page from a package's template and script. Same facts, same bytes.
+    """A page from a package's template, which extends base.html, and its script. Same facts, same bytes.
 
-    The template is also given `style`, `script` and `policy`, which lets these two act and nothing else
+    The facts name `good`: whether the page is green or red. The template is also given `style`, `script` and `policy`, which lets these two act and nothing else
     that got onto the page.
     """
     environment = Environment(
+        loader=FunctionLoader(lambda name: _asset(__package__, name)),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -89,6 +89,7 @@ def render(
         "page.html",
         "page.js",
         filters=filters,
+        good=document["passed"],
         doc=document,
         title=title,
         groups=_groups(document),
