@@ -91,7 +91,7 @@ def model_card(
     if graph:
         loading.append(("onnxruntime", _SESSION.replace("GRAPH", graph)))
     parts = [
-        f"---\n{_front_matter(route.source, plan, graph, graph_alone)}---\n",
+        f"---\n{front_matter(route.source, plan, graph, graph_alone)}---\n",
         f"# {_name(route.source)}, by neoconvert\n",
         *_done(route, plan, ledger, graph, graph_alone),
         "## Loading it\n\nIn this directory:\n",
@@ -102,7 +102,7 @@ def model_card(
     return "\n".join(parts)
 
 
-def _front_matter(source: Checkpoint, plan: Plan, graph: str | None, alone: bool) -> str:
+def front_matter(source: Checkpoint, plan: Plan, graph: str | None, alone: bool) -> str:
     from huggingface_hub import ModelCardData
 
     library = "onnx" if alone else "transformers" if plan.layout == "hf" else "transformer_lens"
@@ -131,15 +131,14 @@ def _base(source: Checkpoint) -> str | None:
 def _handed_on(source: Checkpoint) -> dict[str, Any]:
     """Licence and training data, as the source's own card has them. A card that cannot be read says
     nothing."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import metadata_load
 
     path = source.source.path / CARD
     if not source.source.is_directory or not path.is_file() or path.stat().st_size > _LONGEST:
         return {}
     try:
-        card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
-        said = card.data.to_dict()
-    except Exception:  # of two libraries, about a file that anyone may have written
+        said = metadata_load(path) or {}
+    except Exception:  # of two libraries, for a file that anyone may have written
         return {}
     return {n: v for n, v in said.items() if n in _HANDED_ON and _is_words(v)}
 

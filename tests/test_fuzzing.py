@@ -61,7 +61,7 @@ def inputs(trial: Trial, count: int) -> Iterator[bytes]:
 def test_a_few(name: str, ready: Ready) -> None:
     trial = ready(name)
     accepted = sum(map(trial, inputs(trial, COUNT)))
-    assert 0 < accepted < COUNT
+    assert 0 < accepted < COUNT if trial.target.codes else accepted == COUNT
 
 
 @pytest.mark.parametrize(("name", "finding"), FINDINGS)

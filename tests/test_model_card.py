@@ -124,15 +124,19 @@ BOMB = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range
     [
         "---\nlicense: [\n---\n", "---\nlicense: {a: 1}\n---\n", "\xff", "x" * 2**18, '---\nlicense: "a\\eb"\n---\n',
         f"---\nlicense: {'[' * 20_000}\n---\n", f"---\nx0: &x0 [lol]\n{BOMB}license: *x39\n---\n",
-        "---\nlicense: 2026-01-01\n---\n", "---\n!!python/object/apply:os.system [exit]\n---\n",
+        "# No front matter\n", "---\nlicense: 2026-01-01\n---\n", "---\n!!python/object/apply:os.system [exit]\n---\n",
     ],
 )  # fmt: skip
-def test_a_card_of_the_source_that_cannot_be_read_says_nothing(card: str, tmp_path: Path) -> None:
+def test_a_card_of_the_source_that_cannot_be_read_says_nothing(
+    card: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     source = shutil.copytree(MODEL, tmp_path / "hf")
     (source / "README.md").write_bytes(card.encode("latin-1"))
     started = time.process_time()
     hf_to_tl(source, tmp_path / "out", model_card=True, check=False)
     assert time.process_time() - started < 5
+    assert not caplog.records
+    assert not any(capfd.readouterr())
     assert "license" not in ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
 
 

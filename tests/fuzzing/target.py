@@ -45,7 +45,7 @@ class Target:
     prepare: Callable[[Path], Any] = _nothing
     """Put into that directory what lies beside the file."""
     codes: frozenset[int] = field(default=frozenset({3}))
-    """Exit codes of the errors that may come out."""
+    """Exit codes of the errors that may come out; none where nothing is refused."""
 
 
 class Trial:
