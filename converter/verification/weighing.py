@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.onnx.opening import reader_of
-from converter.onnx.structure import unit_of
 from converter.progress import Progress
 from converter.route import Route
 from converter.routing import unprocessed
-from converter.verification.by_value import ByValue, compare_by_value
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.result import Divergence
 from converter.verification.subjects import WEIGHTS, graph_name, written_here
@@ -26,6 +24,9 @@ from converter.verification.weights import (
     joined,
     rounded_when_loaded,
 )
+
+if TYPE_CHECKING:
+    from converter.verification.by_value import ByValue
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def weigh(
         if check is not None and graph is not artifact and _shares(graph, artifact):
             evidence.append(_weights(name, check, lossy))
         elif not (graph.complete or nodes.ours or lossy):
+            from converter.verification.by_value import compare_by_value
+
             try:
                 found = compare_by_value(route, graph, say)
             except NotComparable as error:
@@ -142,7 +145,9 @@ def _parting(wrong: Sequence[Mismatch], check: WeightCheck | None) -> tuple[Dive
     for mismatch in (*(check.mismatches if check else ()), *wrong):
         if mismatch.unit:
             units.setdefault(mismatch.unit, Divergence(mismatch.unit, mismatch.tensor))
-    if not units and check is not None:
+    if not units and check is not None and check.nodes:
+        from converter.onnx.structure import unit_of
+
         places = [unit_of(node) for node in check.nodes]
         # What serves several units, as a mask does, says nothing of any.
         units = {unit: Divergence(unit, None) for unit in places if unit} if all(places) else {}
@@ -245,6 +250,8 @@ def _by_weights_alone(
 def _shares(graph: Checkpoint, artifact: Checkpoint) -> bool:
     """Whether a graph's weights are the artifact's own bytes. A graph that points elsewhere in a
     safetensors file than its names say does not open."""
+    from converter.onnx.opening import reader_of
+
     if not graph.complete or graph.layout != artifact.layout or reader_of(graph).turned:
         return False
     own = artifact.stored
