@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -56,16 +57,18 @@ def cores() -> int:
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
     """The results of the tasks, in order, a few of them computed before they are asked for.
 
-    A task that itself comes here has its tasks done one after another.
+    A task that itself comes here has its tasks done one after another; one alone needs no thread.
     """
+    tasks = iter(tasks)
+    first = list(islice(tasks, 2))
     threads = min(cores(), _MOST)
-    if threads == 1 or getattr(_here, "working", False):
-        for task in tasks:
+    if threads == 1 or len(first) < 2 or getattr(_here, "working", False):
+        for task in chain(first, tasks):
             yield task()
         return
     waiting: deque[Future[T]] = deque()
     try:
-        for task in tasks:
+        for task in chain(first, tasks):
             waiting.append(_threads(threads).submit(task))
             if len(waiting) > threads:
                 yield waiting.popleft().result()

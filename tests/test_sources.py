@@ -243,15 +243,21 @@ def test_inspection(hooked: tuple[Tensors, Path]) -> None:
     assert {t["name"] for t in facts["tensors"]} == set(read_all(directory))
 
 
-def test_help_and_inspect_never_import_torch(hooked: tuple[Tensors, Path]) -> None:
+def test_what_runs_no_model_imports_no_library_that_does(
+    hooked: tuple[Tensors, Path], tmp_path: Path
+) -> None:
     _, directory = hooked
-    for arguments in (["--help"], ["hf-to-tl", "--help"], ["inspect", str(directory), "--json"]):
+    converting = ["tl-to-hf", str(directory), str(tmp_path / "out"), "--no-verify"]
+    for arguments in (
+        ["--help"], ["hf-to-tl", "--help"], ["inspect", str(directory), "--json"], converting,
+    ):  # fmt: skip
         program = (
             "import sys\n"
             "from converter.cli import main\n"
             "try: main(sys.argv[1:])\n"
             "except SystemExit as end: code = end.code\n"
-            "heavy = {'torch', 'transformers', 'transformer_lens', 'onnxruntime'} & set(sys.modules)\n"
+            "heavy = {'torch', 'transformers', 'transformer_lens', 'onnxruntime', 'onnx', 'onnx_ir', 'sympy'}\n"
+            "heavy &= set(sys.modules)\n"
             "assert not heavy, heavy\n"
             "sys.exit(code)"
         )

@@ -210,7 +210,8 @@ def bridge_model(
         if checkpoint.biased:
             # A raw bridge has no q, k, v biases, and would be silently wrong without them.
             bridge.enable_compatibility_mode()
-        bridge.to(device=device, dtype=dtype)  # TL 3.9 makes the biases in float32
+        # TL 3.9 makes the biases in float32. The bridge's own `to` lists its weights once for each.
+        torch.nn.Module.to(bridge, device=device, dtype=dtype)
         bridge.load_state_dict(state, strict=True)
         held = bridge.state_dict()
         wrong = [n for n, t in state.items() if not _equal(held[n].cpu(), t.to(dtype))]
