@@ -123,6 +123,6 @@ def _cuda() -> list[str]:
 
 
 def _providers() -> list[str]:
-    import onnxruntime
+    from converter.onnx.session import providers
 
-    return list(onnxruntime.get_available_providers())
+    return providers()

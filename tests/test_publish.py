@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from converter.checkpoint.plan import Planned
 from converter.checkpoint.publish import adding, staging
 from converter.checkpoint.record import UNSEALED, bears_seal, rerecord, sealed, survey
 from converter.checkpoint.replaceable import check_output
+from converter.checkpoint.signature import identity
 from converter.checkpoint.workspace import Workspace, clean
 from converter.convert import hf_to_tl
 from converter.errors import NoSpace, OutputExists, SamePlace, SourceChanged, VerificationFailed
@@ -301,6 +306,105 @@ def test_a_folder_that_only_looks_like_a_workspace_stays(tmp_path: Path) -> None
     _publish(tmp_path / "out")
     assert (mine / "thesis.tex").read_text() == "years"
     assert (tmp_path / ".out.ijklmnop.partial/lock").read_text() == "mine, too"
+
+
+@pytest.mark.parametrize("there", ["link", "moved", "another's"])
+def test_nothing_is_moved_for_a_workspace_that_was_unpacked(there: str, tmp_path: Path) -> None:
+    """Who packs a folder does not know what it will be on this machine."""
+    model, victim = tmp_path / "model", tmp_path / "victim"
+    victim.mkdir()
+    place = model / ".x.abcdefgh.partial"
+    (place / "new").mkdir(parents=True)
+    (place / "new/sitecustomize.py").write_text("print('ran')")
+    (model / "docs").symlink_to(victim)
+    note: dict[str, Any] = {"neoconvert": 1, "output": "docs", "filling": identity(victim)}
+    if there != "link":
+        (model / "docs").unlink()
+        (model / "docs").mkdir()
+        note["filling"] = identity(model / "docs")
+    here = identity(place)
+    assert here is not None
+    if there == "another's":
+        note["folder"] = [here.device, here.inode + 1]
+    elif there == "moved":  # with its true number, which a copy has not
+        note["folder"] = here
+        shutil.copytree(place, tmp_path / "kept")
+        shutil.rmtree(place)
+        (tmp_path / "taken").mkdir()
+        shutil.copytree(tmp_path / "kept", place)
+        if identity(place) == here:
+            pytest.skip("the file system gave the number again")
+    (place / "lock").write_text(json.dumps(note))
+    _publish(model / "out")
+    assert not list(victim.iterdir())
+    assert there == "link" or not list((model / "docs").iterdir())
+    assert (place / "new/sitecustomize.py").exists()
+
+
+@pytest.mark.parametrize("part", ["new", "old", "folder", "lock"])
+def test_links_in_a_workspace_are_not_followed(part: str, tmp_path: Path) -> None:
+    """Even where the note is true."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.tex").write_text("years")
+    place = tmp_path / "model/.x.abcdefgh.partial"
+    place.mkdir(parents=True)
+    note = {"neoconvert": 1, "output": ".", "filling": identity(tmp_path / "model")}
+    (place / "lock").write_text(json.dumps(note | {"folder": identity(place)}))
+    if part == "folder":
+        place.rename(tmp_path / "elsewhere")
+        place.symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere/new").symlink_to(victim)
+    elif part == "lock":
+        (place / "lock").rename(tmp_path / "lock")
+        (place / "lock").symlink_to(tmp_path / "lock")
+        shutil.copytree(victim, place / "new")
+    else:
+        (place / part).symlink_to(victim)
+    _publish(tmp_path / "model/out")
+    assert (victim / "thesis.tex").read_text() == "years"
+    assert not (tmp_path / "model/thesis.tex").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_for_a_lock_keeps_nobody_waiting(tmp_path: Path) -> None:
+    place = tmp_path / ".x.abcdefgh.partial"
+    place.mkdir()
+    os.mkfifo(place / "lock")
+    _publish(tmp_path / "out")
+    assert stat.S_ISFIFO((place / "lock").lstat().st_mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no users here")
+def test_another_users_workspace_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a directory that all may write to, its owner knows what it is."""
+    place, target = tmp_path / ".out.abcdefgh.partial", tmp_path / "out"
+    (place / "new").mkdir(parents=True)
+    target.mkdir()
+    (place / "new/x.py").write_text("theirs")
+    note = {
+        "neoconvert": 1,
+        "output": "out",
+        "folder": identity(place),
+        "filling": identity(target),
+    }
+    (place / "lock").write_text(json.dumps(note))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: place.stat().st_uid + 1)
+        clean(tmp_path)
+    assert not list(target.iterdir())
+    clean(tmp_path)
+    assert (target / "x.py").exists()  # one's own is filled on
+
+
+def test_a_folder_of_a_persons_is_no_workspace(tmp_path: Path) -> None:
+    """So that OUTPUT is not empty, and that is said before the work."""
+    theirs = tmp_path / "out/.download.partial"
+    theirs.mkdir(parents=True)
+    with pytest.raises(OutputExists, match="exists already"):
+        check_output(tmp_path / "out", None, overwrite=False)
 
 
 def test_output_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def _fill(place: Workspace, target: Path, output: Path) -> None:
     with alone_in(target):
         if not all(is_workspace(entry) for entry in target.iterdir()):
             raise _meanwhile(output)
-        place.say(filling=True)
+        place.say(filling=identity(target))
         moved: list[Path] = []
         try:
             for path in in_order(place.new):
@@ -203,7 +203,7 @@ def _fill(place: Workspace, target: Path, output: Path) -> None:
         except OSError as error:
             for path in moved:
                 os.rename(target / path.name, path)
-            place.say(filling=False)
+            place.say(filling=None)
             if isinstance(error, FileExistsError):
                 raise _meanwhile(output) from error
             raise

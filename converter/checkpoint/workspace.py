@@ -3,6 +3,10 @@
 A workspace is a directory `.NAME.XXXXXXXX.partial` with a locked file in it. A lock that can be had is
 a dead run's. What such a run had moved aside is put back, what it had half written is removed, and a
 file that is not neoconvert's is neither moved nor removed.
+
+A folder that was downloaded or unpacked may hold what looks like one. A workspace is a run's only where
+its note names the very directory that it lies in, which nobody can know beforehand, and this user made it;
+links are not followed.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +28,7 @@ from converter.checkpoint.renaming import exchange, rename_new, sync
 from converter.checkpoint.signature import Identity, identity
 
 LOCK, SUFFIX = "lock", ".partial"
+_NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
 LIVE: dict[Path, Workspace] = {}
 """Those of this process."""
 
@@ -52,6 +59,7 @@ class Workspace:
                 break
             os.close(self._lock)
         self.note: dict[str, Any] = {"neoconvert": 1, "output": name, "replaces": replaces}
+        self.note["folder"] = identity(self.folder)
         self.new, self.old = self.folder / "new", self.folder / "old"
         self.file = parent / f"{self.folder.name.removesuffix(SUFFIX)}.new"
         LIVE[self.folder] = self
@@ -93,28 +101,32 @@ def clean(parent: Path) -> list[str]:
         return []
     kept = []
     for entry in list(parent.iterdir()):
-        if is_workspace(entry) and not entry.is_symlink():
+        if is_workspace(entry):
             kept += _reclaim(entry)
     return kept
 
 
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""A link or a FIFO is no lock of ours, and does not keep us."""
+
+
 def _reclaim(folder: Path) -> list[str]:
     try:
-        if not (folder / LOCK).exists():
+        if not os.path.lexists(folder / LOCK):
             folder.rmdir()  # an empty one: the run died at once
             return []
-        handle = os.open(folder / LOCK, os.O_RDWR)
+        if not stat.S_ISREG((folder / LOCK).lstat().st_mode):
+            return []
+        handle = os.open(folder / LOCK, os.O_RDWR | _PLAIN)
     except OSError:
         return []
     kept = ["a run's that lives"]
     try:
-        if not lock(handle):
+        if not _mine(os.fstat(handle)) or not lock(handle):
             return []
-        note = _note(handle)
+        note = _note(handle, folder)
         if note is None:
-            alone = {entry.name for entry in folder.iterdir()} <= {LOCK, "new"}
-            empty = not (folder / "new").is_dir() or not any((folder / "new").iterdir())
-            if not (alone and empty) or os.fstat(handle).st_size:
+            if os.fstat(handle).st_size or not _untouched(folder):
                 return []
             note = {"output": "", "new": identity(folder / "new")}
         kept = settle(folder, note)
@@ -125,14 +137,34 @@ def _reclaim(folder: Path) -> list[str]:
             _discard(folder)
 
 
-def _note(handle: int) -> dict[str, Any] | None:
+def _untouched(folder: Path) -> bool:
+    """Whether it is there, and the run died before it put anything into it."""
+    new = folder / "new"
+    try:
+        alone = {entry.name for entry in folder.iterdir()} <= {LOCK, "new"}
+        return alone and (not os.path.lexists(new) or (_is_folder(new) and not any(new.iterdir())))
+    except FileNotFoundError:  # another run has just removed it
+        return False
+
+
+def _mine(file: os.stat_result) -> bool:
+    return stat.S_ISREG(file.st_mode) and (os.name == "nt" or file.st_uid == os.geteuid())
+
+
+def _is_folder(path: Path) -> bool:
+    """And no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _note(handle: int, folder: Path) -> dict[str, Any] | None:
     """What the dead run left word of; None where it is not a run's."""
     try:
         note = json.loads(os.read(handle, 4096))
-        name = note["output"]
-        if note["neoconvert"] == 1 and isinstance(name, str) and "/" not in name and name != "..":
+        name, here = note["output"], _identity(note["folder"])
+        plain = isinstance(name, str) and "/" not in name and name != ".."
+        if note["neoconvert"] == 1 and plain and here is not None and here == identity(folder):
             return dict(note)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass
     return None
 
@@ -142,7 +174,8 @@ def settle(folder: Path, note: dict[str, Any]) -> list[str]:
     name, parent = note["output"], folder.parent
     target = parent if name == "." else parent / name
     kept = []
-    if note.get("filling") and (folder / "new").is_dir():
+    filled = _identity(note.get("filling"))
+    if filled is not None and filled == identity(target) and _is_folder(folder / "new"):
         kept += _fill_on(folder / "new", target)
     kept += _settle_directory(folder, target, note)
     kept += _settle_file(parent / f"{folder.name.removesuffix(SUFFIX)}.new", target, note)
@@ -162,12 +195,12 @@ def _meant(aside: Path, note: dict[str, Any]) -> bool:
 
 def _settle_directory(folder: Path, target: Path, note: dict[str, Any]) -> list[str]:
     new, old, made = folder / "new", folder / "old", _identity(note.get("new"))
-    if old.is_dir() and not os.path.lexists(target):
+    if _is_folder(old) and not os.path.lexists(target):
         rename_new(old, target)
         sync(target.parent)
     kept = []
     for aside in (new, old):
-        if not aside.is_dir():
+        if not _is_folder(aside):
             continue
         if identity(aside) == made:
             shutil.rmtree(aside)
@@ -181,7 +214,8 @@ def _settle_directory(folder: Path, target: Path, note: dict[str, Any]) -> list[
                 kept.append(f"{aside}: {', '.join(found.foreign[:4])}")
         else:
             kept.append(f"{aside}: there is another {target.name} now")
-    return [*kept, *(str(aside) for aside in (new, old) if aside.exists() and not kept)]
+    left = (str(aside) for aside in (new, old) if os.path.lexists(aside) and not kept)
+    return [*kept, *left]
 
 
 def _settle_file(file: Path, target: Path, note: dict[str, Any]) -> list[str]:
@@ -250,7 +284,7 @@ def lock(handle: int) -> bool | None:
 
 def is_workspace(entry: Path) -> bool:
     """By its name; whose it is, `clean` finds out."""
-    return entry.name.startswith(".") and entry.name.endswith(SUFFIX) and entry.is_dir()
+    return bool(_NAME.fullmatch(entry.name)) and _is_folder(entry)
 
 
 @contextmanager

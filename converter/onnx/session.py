@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -29,13 +30,25 @@ _SILENT = 4
 _FOLDER = "session.model_external_initializers_file_folder_path"
 
 
+def providers() -> list[str]:
+    """What onnxruntime can run on. Without onnxruntime, ImportError."""
+    return list(_imported().get_available_providers())
+
+
 def has_cuda() -> bool:
     """Whether onnxruntime is here and can use a GPU."""
     try:
-        import onnxruntime
+        return "CUDAExecutionProvider" in providers()
     except ImportError:
         return False
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _imported() -> Any:
+    """onnxruntime, which since 1.32 sends what it did to its makers unless it was told beforehand."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def _not(_value: bool) -> None:
@@ -44,12 +57,11 @@ def _not(_value: bool) -> None:
 
 def _onnxruntime(path: Path) -> Any:
     try:
-        import onnxruntime
+        return _imported()
     except ImportError as error:
         raise CannotDoHere(
             "onnxruntime is not installed.", where=str(path), do="pip install onnxruntime"
         ) from error
-    return onnxruntime
 
 
 Edit = Callable[[onnx.ModelProto], onnx.ModelProto]

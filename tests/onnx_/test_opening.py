@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,17 @@ def renamed(model: onnx.ModelProto) -> None:
         tensor.name = names[tensor.name]
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def test_onnxruntime_sends_nothing_home(tiny: Checkpoint, tmp_path: Path) -> None:
+    """It would keep what it is to send in a database under HOME."""
+    graph = export(tiny, tmp_path / "graph", weights="external").path
+    (tmp_path / "home").mkdir()
+    code = "import sys; from converter.onnx.session import Session; Session(__import__('pathlib').Path(sys.argv[1]))"
+    variables = os.environ | {"HOME": str(tmp_path / "home")}
+    variables.pop("ORT_DISABLE_TELEMETRY", None)  # what this process was told
+    subprocess.run([sys.executable, "-c", code, str(graph)], check=True, env=variables)
+    assert not list((tmp_path / "home").iterdir())
 
 
 @pytest.mark.parametrize("mode", ["shared", "external", "inline"])
