@@ -112,8 +112,8 @@ class Comparer:
     def __call__(self, left: Operand, right: Operand, d_axis: int | None) -> Match:
         derived = left.moved or right.moved or left.unpacked or right.unpacked
         weights, looser = weigh(left, right), (COARSE, COARSE) if derived else (1.0, 1.0)
-        if not derived and (left.rounding == right.rounding or left.hidden or right.hidden):
-            # One dtype, by name at least: a cast shows nearly everywhere, an edit does not.
+        if not derived:
+            # A cast shows nearly everywhere, an edit does not; and widening is exact.
             single = FLOAT32 == left.rounding == right.rounding
             match = _compare(_with_floor(left) if single else left, right, d_axis, (0.0, 0.0))
             if match.share <= _CAST or left.rounding == right.rounding:

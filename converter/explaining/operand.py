@@ -38,8 +38,6 @@ class Operand:
     """What that storage rounds by, below its smallest normal number."""
     code: str = "F32"
     """The dtype that the values have (safetensors code)."""
-    hidden: bool = False
-    """The values are those of a narrower dtype than the one they are stored in."""
     moved: bool = False
     """A step was carried out on it here."""
     unpacked: bool = False
@@ -53,7 +51,7 @@ class Operand:
         floor = np.full((1,) * value.ndim, rounding.absolute / rounding.relative)
         largest = float(ml_dtypes.finfo(CODES[code]).max)
         finest = Rounding.of(declared).absolute
-        return cls(value, (floor,), rounding, largest, finest, code, hidden=code != declared)
+        return cls(value, (floor,), rounding, largest, finest, code)
 
     def magnitude(self, part: slice = slice(None)) -> Array:
         result: Array = np.abs(self.value[part])

@@ -109,9 +109,6 @@ def compare_function(
                 for index, run in enumerate(found)
                 if run is not None
             ]  # fmt: skip
-            results += judged
-            names = {result.name for result in judged if not result.passed}
-            failed += [(probe, subject) for probe in probes if probe.name in names]
             if criterion is not None:
                 problems += [sentence for sentence in [_off(judged)] if sentence]
                 texts = sum(
@@ -125,6 +122,11 @@ def compare_function(
                     told=[e.subject for e in evidence if e.link == "route"],
                     examined=original.examined(subject.checkpoint),
                 )  # fmt: skip
+            if itself and any((e.link, e.outcome) == ("route", "differs") for e in evidence):
+                judged = [_of_other_weights(result, max_ratio) for result in judged]
+            results += judged
+            names = {result.name for result in judged if not result.passed}
+            failed += [(probe, subject) for probe in probes if probe.name in names]
             del runtime
             release(work)
     return Comparison(tuple(ran), tuple(results), tuple(evidence), tuple(problems), tuple(failed))
@@ -290,6 +292,25 @@ def _probe_result(
         storage_top1_agreement=rounded.top1_agreement if rounded else None,
         perplexity=Perplexity(*map(_exp, texts)) if probe.text else None,
         by_position=ByPosition.of(run.by_position, floor.by_position) if run.by_position else None,
+    )
+
+
+def _of_other_weights(result: ProbeResult, max_ratio: float) -> ProbeResult:
+    """What the stored weights do is no cost of rounding where they are not the original's."""
+    off = result.storage_max_abs_logprob_diff
+    if off is None or not result.passed or off <= max_ratio * result.noise_floor:
+        return result
+    return replace(
+        result,
+        max_abs_logprob_diff=off,
+        kl=result.storage_kl or 0.0,
+        top1_agreement=result.storage_top1_agreement or 0.0,
+        ratio=off / result.noise_floor if result.noise_floor else math.inf,
+        passed=False,
+        reason=f"the weights that are stored compute something else, by {off:.3g}",
+        storage_max_abs_logprob_diff=None,
+        storage_kl=None,
+        storage_top1_agreement=None,
     )
 
 

@@ -233,7 +233,7 @@ def _by_weights_alone(
     if found is None:
         return check, route, []
     made = compare_weights(found.route, artifact, say)
-    if found.ours(len(made.mismatches)):
+    if found.ours(len(made.mismatches), claims=claims):
         return made, found.route, [wrong + found.remark] if made.passed else []
     left = tuple(m for m in made.mismatches if {m.key, m.tensor} & found.left)
     if left and len(left) >= len(check.mismatches):

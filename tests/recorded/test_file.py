@@ -103,6 +103,16 @@ def test_what_no_digest_settles_is_said(record: Path, model: Path, tmp_path: Pat
     assert not verify(record, tmp_path / "out", require="weights").passed
 
 
+def test_another_models_probes_do_not_pass(record: Path, tmp_path: Path) -> None:
+    """Though its software computes them as its weights say."""
+    other = random_hf(tmp_path / "other", seed=99)
+    found = verify(record, other)
+    assert not found.passed
+    assert not any(probe.passed for probe in found.probes)
+    assert max(probe.max_abs_logprob_diff for probe in found.probes) > 0.1
+    assert all(probe.storage_max_abs_logprob_diff is None for probe in found.probes)
+
+
 def test_a_graph_is_judged(record: Path, model: Path, tmp_path: Path) -> None:
     converter.export_onnx(model, tmp_path / "out", check=False)
     assert verify(record, tmp_path / "out").passed

@@ -78,6 +78,30 @@ def test_transformer_lens_own_work_in_every_dtype(
     assert result.weights.mismatched == ("blocks.1.mlp.W_in",)
 
 
+@pytest.mark.parametrize(
+    ("width", "before", "computed", "steps"),
+    [
+        (64, "bfloat16", "float32", ["center_writing_weights", "center_unembed"]),
+        (32, "float16", "float32", ["center_writing_weights", "center_unembed"]),
+        (16, "bfloat16", "float32", [step.name for step in DEFAULT]),
+    ],
+)
+def test_transformer_lens_means_over_a_power_of_two(
+    width: int, before: str, computed: str, steps: list[str], tmp_path: Path
+) -> None:
+    """They are nearly exact in float32, so that only a few tensors have other last bits than ours."""
+    recipe = {"dtype": before, "hidden_size": width, "num_heads": 4}
+    source = open_checkpoint(random_hf(tmp_path / "hf", **recipe))
+    chosen = [step for step in STEPS if step.name in steps]
+    weights = process_in_transformer_lens(read(source), source.config, chosen, computed)
+    artifact = write(tmp_path / "tl", weights, source, "hooked", "F32")
+    result = verify(source, artifact, checks=["weights"])
+    assert result.passed, result.summary()
+    weights["blocks.1.mlp.W_in"][3, 4] *= 1.001
+    artifact = write(tmp_path / "edited", weights, source, "hooked", "F32")
+    assert not verify(source, artifact, checks=["weights"]).passed
+
+
 def test_provenance_of_what_was_there_before(tmp_path: Path) -> None:
     source = original(tmp_path)
     converter.hf_to_tl(source, tmp_path / "tl", check=False)
