@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -44,7 +45,7 @@ def check_reference(tensor: onnx.TensorProto, path: Path, places: Places) -> Non
             do="Do not use this file: it tries to leave its directory.",
         )
     file = path.parent / location
-    if not file.exists():
+    if not os.path.exists(file):  # Path.exists raises where a name is too long
         raise MissingShard(
             f"The graph takes weights from {location}, which is not there.",
             where=where,
