@@ -6,6 +6,7 @@ It is raised where the fault is known and printed in one place, `converter.cli`.
 
 from __future__ import annotations
 
+import copyreg
 import errno
 from typing import Any, ClassVar
 
@@ -39,6 +40,11 @@ class NeoconvertError(Exception):
         self.what, self.where, self.do = what, where, do
         self.details = details or {}
         """More for `--json`: the failed verification, say."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied, and sent from another process, with all that it says: an exception by itself is
+        made again of its positional arguments alone."""
+        return copyreg.__newobj__, (type(self), self.what), vars(self)  # type: ignore[attr-defined]
 
     def lines(self) -> tuple[str, str, str]:
         return self.what, self.where, self.do

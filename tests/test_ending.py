@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import inspect
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -101,6 +103,16 @@ def test_every_kind_of_error(
     assert len(result.stderr.splitlines()) == 3
     assert len(result.stderr) < 3000
     assert not {"\x1b", "\x07", "\u202e"} & set(result.stderr)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_come_back_whole(kind: type[errors.NeoconvertError]) -> None:
+    """From a copy, and from another process."""
+    error = kind("what", where="where", do="do", details={"verification": {"passed": False}})
+    error.transient = True
+    for again in (copy.deepcopy(error), pickle.loads(pickle.dumps(error))):
+        assert type(again) is kind
+        assert (again.args, vars(again)) == (error.args, vars(error))
 
 
 def test_after_publishing_errors_are_warnings(hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
