@@ -39,7 +39,11 @@ def read(commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
     Raises:
         click.UsageError: the table says what no command takes.
     """
-    path, table = _find(Path.cwd())
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        return {}
+    path, table = _find(here)
     if path is None:
         return {}
     shared = {name: value for name, value in table.items() if not isinstance(value, dict)}
@@ -76,7 +80,7 @@ def _find(directory: Path) -> tuple[Path | None, dict[str, Any]]:
             if not path.is_file() or path.stat().st_size > _LONGEST:
                 continue
             document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        except (OSError, ValueError, RecursionError):  # no TOML, or none that Python reads
             continue  # whatever it is, it has nothing to say to us
         tools = document.get("tool")
         table = tools.get("neoconvert") if isinstance(tools, dict) else None
@@ -93,7 +97,9 @@ def _require_known(path: Path, where: str, table: dict[str, Any]) -> None:
             raise click.UsageError(
                 f"{path}: [tool.neoconvert{where}] cannot say {name}. {hint}It may say {', '.join(_KNOWN)}."
             )
-        if not isinstance(value, (str, bool, int)):
+        if not isinstance(value, (str, bool, int)) or (
+            isinstance(value, int) and abs(value) > sys.maxsize  # hex may be long past str()
+        ):
             raise click.UsageError(
                 f"{path}: [tool.neoconvert{where}] {name} is written as on the command line, in quotes."
             )

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,7 +16,7 @@ import click
 from converter import cli_defaults, strict_json
 from converter.errors import NeoconvertError
 from converter.interrupts import Interrupted, handled
-from converter.output import LONGEST, inert, shown, steady
+from converter.output import LONGEST, inert, occupy_standard, shown, steady
 from converter.telling import panicked, told
 
 SCHEMA_VERSION = 1
@@ -28,6 +28,7 @@ class Group(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         _published().clear()
+        occupy_standard()
         with steady():
             try:
                 with handled(_give_up):
@@ -36,6 +37,28 @@ class Group(click.Group):
                 _abandon()  # it may have come where nothing was ready for it yet
                 _say_interrupted()
                 sys.exit(interrupt.exit_code)
+            except Exception as error:  # where no command had begun
+                if "--debug" in (extra.get("args") or sys.argv):
+                    traceback.print_exc()
+                _fail(self.name or "", told(error), as_json=False)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _inert_words():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, context: click.Context) -> Any:
+        with _inert_words():
+            return super().invoke(context)
+
+
+@contextlib.contextmanager
+def _inert_words() -> Iterator[None]:
+    """What click says of a word that it does not know: the word may be any file's name."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = inert(error.message, longest=LONGEST)
+        raise
 
 
 def reporting(command: Command) -> Command:

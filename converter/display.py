@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from converter.display_progress import shown_on
-from converter.output import LONGEST, inert, shown
+from converter.output import LONGEST, drawing, inert, shown
 from converter.progress import Progress
 from converter.wording import (
     by_block,
@@ -53,7 +53,7 @@ class Display:
         # A pipe has no width; names must not be cut to rich's guess of 80.
         width = None if out.isatty() else 160
         self.console = Console(stderr=as_json, quiet=quiet, highlight=False, width=width)
-        self._stderr = Console(stderr=True, quiet=quiet)
+        self._stderr = Console(file=drawing(sys.stderr), quiet=quiet)
 
     def progress(self) -> AbstractContextManager[Progress]:
         """A function that shows what is going on."""

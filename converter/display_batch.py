@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich import progress as bars
 from rich.console import Console
 
-from converter.output import LONGEST, inert, shown
+from converter.output import LONGEST, drawing, inert, shown
 
 if TYPE_CHECKING:
     from converter.batch import Outcome, Tally
@@ -25,7 +25,7 @@ class Showing:
 
     def __init__(self, display: Display, total: int) -> None:
         self.quiet = display.console.quiet
-        stderr = Console(stderr=True, quiet=self.quiet, highlight=False)
+        stderr = Console(file=drawing(sys.stderr), quiet=self.quiet, highlight=False)
         self._bar = bars.Progress(
             bars.BarColumn(),
             bars.MofNCompleteColumn(),

@@ -12,7 +12,9 @@ from typing import Any, TextIO
 
 LONGEST = 600
 """Characters of one line that is shown of what others wrote."""
-_STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_DRAWING = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""Moves of the cursor too."""
 
 
 def inert(text: str, *, keep: str = "", longest: int | None = None) -> str:
@@ -43,7 +45,8 @@ def _escape(character: str) -> str:
 
 class Steady:
     """A text stream whose writes never raise: what its encoding lacks is escaped, and once it is full
-    or closed, the rest goes nowhere. On no terminal, escape sequences are made visible."""
+    or closed, the rest goes nowhere. Of escape sequences, a terminal gets colours and styles; all else
+    is made visible."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
@@ -63,23 +66,24 @@ class Steady:
         except (OSError, ValueError):
             return False
 
-    def write(self, text: str) -> int:
+    def write(self, text: str, passing: re.Pattern[str] = _STYLE) -> int:
+        """`passing`: the escape sequences that a terminal gets."""
         if not isinstance(text, str):
             raise TypeError("text is written here, and no bytes")
         if self._stream is not None and not self.failed:
             try:
-                self._stream.write(self._plain(text))
+                self._stream.write(self._plain(text, passing))
             except (OSError, ValueError) as error:
                 self._give_up(error)
         return len(text)
 
-    def _plain(self, text: str) -> str:
+    def _plain(self, text: str, passing: re.Pattern[str]) -> str:
         if text.isprintable():
             return text
         if not self.isatty():
             return inert(text, keep="\n\t\r")
-        parts = _STYLE.split(text)
-        styles = [*_STYLE.findall(text), ""]
+        parts = passing.split(text)
+        styles = [*passing.findall(text), ""]
         return "".join(
             inert(part, keep="\n\t\r") + style for part, style in zip(parts, styles, strict=True)
         )
@@ -98,6 +102,32 @@ class Steady:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())  # type: ignore[union-attr]
             os.close(nowhere)
+
+
+class _Drawing:
+    def __init__(self, stream: Steady) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text, _DRAWING)
+
+
+def drawing(stream: Any) -> Any:
+    """The stream for what draws bars, and makes others' text inert itself: the cursor may move."""
+    return _Drawing(stream) if isinstance(stream, Steady) else stream
+
+
+def occupy_standard() -> None:
+    """Have stdin, stdout and stderr lead nowhere where they are closed: else the next pipe or file
+    that is opened gets their number, and what is printed by number, or by a child, goes into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # all below are taken, so that the next one opened is this
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 @contextlib.contextmanager

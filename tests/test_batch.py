@@ -375,6 +375,18 @@ def test_two_at_a_time() -> None:
         assert same(*(read_all(Path(f"{at}/checkpoint-{step}")) for at in ("tl", "alone")))
 
 
+def test_closed_from_the_start() -> None:
+    """No pipe between processes gets the number of stdout, which a worker gives to stderr."""
+    checkpoints(1, 2)
+    command = [sys.executable, "-m", "converter", "batch", str(manifest(row())), "--jobs", "2"]
+    env = {**os.environ, "PYTHONPATH": str(Path(converter.__file__).parents[1])}
+    done = subprocess.run(
+        ["bash", "-c", '"$@" <&- >&-', "-", *command], capture_output=True, text=True, env=env
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(os.listdir("tl")) == ["checkpoint-1", "checkpoint-2"]
+
+
 PROGRAM = """
 import os, sys, time
 from converter.checkpoint.writer import Writer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
+from converter import cli_defaults
 from converter.cli import main
 from converter.demo import MODEL
 
@@ -72,6 +75,8 @@ def test_flags(here: Path) -> None:
         ("push-to = 'me/neo'", "cannot say push-to"),
         ("layout = 'brigde'", "'brigde' is not one of"),
         ("process = ['fold_ln']", "in quotes"),
+        (f"effort = 0x{'f' * 5000}", "in quotes"),
+        ('"\\u001b[2J\\nError: x" = 1', "cannot say \\x1b[2J\\nError: x."),
         ("[tool.neoconvert.hf-to-lt]\nlayout = 'bridge'", "of no command"),
         ("[tool.neoconvert.tl-to-hf]\nlayout = 'bridge'", "no option --layout"),
     ],
@@ -85,11 +90,39 @@ def test_what_a_project_cannot_say(table: str, says: str, here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[tool", b"\xff\xfe", b"tool = 3\n", b"[tool]\nneoconvert = 3\n"]
-)
+    "content",
+    [
+        b"[tool", b"\xff\xfe", b"tool = 3\n", b"[tool]\nneoconvert = 3\n",
+        b"a = " + b"[" * 5000 + b"]" * 5000, b"a = " + b"9" * 5000,
+    ],
+    ids=lambda content: repr(content[:20]),
+)  # fmt: skip
 def test_a_file_that_says_nothing_to_us(content: bytes, here: Path) -> None:
     (here / "pyproject.toml").write_bytes(content)
     assert plan()["layout"] == "hooked"
+
+
+def test_where_one_stands_is_gone(here: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)  # the fixture brings back where it was
+    gone.rmdir()
+    assert run("inspect", str(here / "deep/m")).exit_code == 0
+    for _ in range(2):
+        arguments = [str(here / "deep/m"), str(tmp_path / "out"), "--no-verify", "--overwrite"]
+        assert run("hf-to-tl", *arguments).exit_code == 0
+    ran = run("inspect", "m")
+    assert (ran.exit_code, len(ran.stderr.splitlines())) == (3, 3)
+
+
+def test_what_fails_before_a_command_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "pyproject.toml")
+
+    monkeypatch.setattr(cli_defaults, "read", breaks)
+    ran = run("inspect", "m")
+    assert (ran.exit_code, len(ran.stderr.splitlines())) == (3, 3)
+    assert "Traceback" in run("inspect", "m", "--debug").stderr
 
 
 def offered(*words: str, incomplete: str) -> list[str]:

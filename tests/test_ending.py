@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 import converter.pipeline
 from converter import demo, errors
 from converter.cli import main
-from converter.output import Steady, inert
+from converter.output import Steady, drawing, inert
 from tests.checkpoints import Recipe, write_hf
 
 
@@ -244,6 +244,18 @@ def test_a_terminal_keeps_styles_and_nothing_else(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w", encoding="utf-8") as file:
         stream = Steady(file)
         stream.isatty = lambda: True  # type: ignore[method-assign]
-        stream.write("\x1b[1mbold\x1b[0m\x1b]0;title\x07 \x1bc\n")
+        stream.write("\x1b[1mbold\x1b[0m\x1b]0;title\x07 \x1bc\x1b[2J\n")
+        drawing(stream).write("\x1b[1A\x1b[2K\x1bc\n")
         stream.flush()
-    assert (tmp_path / "out").read_text() == "\x1b[1mbold\x1b[0m\\x1b]0;title\\x07 \\x1bc\n"
+    said, drawn = (tmp_path / "out").read_text().splitlines()
+    assert said == "\x1b[1mbold\x1b[0m\\x1b]0;title\\x07 \\x1bc\\x1b[2J"
+    assert drawn == "\x1b[1A\x1b[2K\\x1bc"
+
+
+@pytest.mark.parametrize("arguments", [[""], ["inspect", "m", ""], ["inspect", "--"]])
+def test_a_name_on_the_command_line_forges_nothing(arguments: list[str]) -> None:
+    """As a shell's `*` may give it."""
+    result = run(*arguments[:-1], f"{arguments[-1]}x\x1b[31m\nError: none\r")
+    assert (result.exit_code, "Error: none" in result.stderr) == (2, True)
+    assert not {"\x1b", "\r"} & set(result.stderr)
+    assert "\nError: none" not in result.stderr

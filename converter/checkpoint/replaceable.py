@@ -96,7 +96,10 @@ def require_replaceable(output: Path, *, overwrite: bool, deep: bool) -> Survey 
 
 def fixed(target: Path) -> bool:
     """Whether a directory must stay the one it is: someone stands in it, or it is a mount."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        return os.path.ismount(target)
     return target in (here, *here.parents) or os.path.ismount(target)
 
 
