@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from converter.errors import UsageError
@@ -50,6 +53,34 @@ def of_kind(value: Any, kinds: type | tuple[type, ...], option: str, do: str) ->
             where=f"{option} {value}",
             do=do,
         )
+
+
+def place(value: Any, option: str, do: str) -> Path:
+    """A path as a user writes it, `~` for the home directory as a shell has it.
+
+    Raises:
+        UsageError: it is none; or empty, as a variable is that was never set, which must not mean
+            the current directory.
+    """
+    of_kind(value, (str, os.PathLike), option, do)
+    text = os.fspath(value)
+    if not text or "\0" in text:
+        raise UsageError(
+            f"{_keyword(option)} is {text!r}, which names no place.", where=f"{option} {text!r}", do=do
+        )  # fmt: skip
+    return Path(os.path.expanduser(text))
+
+
+def seed_of(value: Any) -> int:
+    """
+    Raises:
+        UsageError: the value is no seed of random numbers.
+    """
+    do = "Give a whole number, 0 or more, of at most 63 bits."
+    of_kind(value, Integral, "seed", do)
+    if not 0 <= value < 2**63:
+        raise UsageError(f"seed is {value}.", where="seed", do=do)
+    return int(value)
 
 
 def flags(option_values: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from converter.cli_completion import sources
 from converter.cli_ending import Group, reporting
 from converter.cli_env import env, version
 from converter.cli_options import (
+    Place,
     converting,
     converting_whole,
     graph,
@@ -48,7 +49,7 @@ def main(context: click.Context) -> None:
 
 @main.command("hf-to-tl")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Place())
 @click.option(
     "--layout",
     type=click.Choice(["hooked", "bridge"]),
@@ -72,7 +73,7 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
 
 @main.command("bake")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Place())
 @processing("default")
 @converting_whole
 @reporting
@@ -90,7 +91,7 @@ def bake(source: str, output: Path, **options: Any) -> Any:
 
 @main.command("tl-to-hf")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=Place())
 @click.option(
     "--reverse",
     type=click.Choice(["auto", "exact", "functional"]),
@@ -116,7 +117,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
 
 @main.command("export-onnx")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", required=False, type=click.Path(path_type=Path))
+@click.argument("output", required=False, type=Place())
 @reading
 @converting
 @graph
@@ -150,7 +151,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 )
 @click.option(
     "--report",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=Place(dir_okay=False),
     metavar="FILE.html",
     help="Write what was found as one HTML page, with a map of the model.",
 )
@@ -186,7 +187,7 @@ def explain(
     if report:
         from converter.explaining.page import write_page
 
-        write_page(result, report.resolve())
+        write_page(result, Path(os.path.realpath(report)))
         display.say(f"  report: {shown(report)}")
     other = result.verdict == "different-model" or bool(result.unexplained)
     return result.to_json(), int(exit_code and other)
@@ -216,7 +217,7 @@ main.add_command(env)
 
 
 @main.command("demo")
-@click.argument("output", required=False, type=click.Path(path_type=Path))
+@click.argument("output", required=False, type=Place())
 @printing
 @reporting
 def demo(output: Path | None, display: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli_ending import print_json, reporting
-from converter.cli_options import printing
+from converter.cli_options import Place, printing
 from converter.cli_running import request_of, require_report
 from converter.errors import NeoconvertError, UsageError
 
@@ -130,17 +130,18 @@ def _job(
     except click.UsageError as error:
         where = getattr(getattr(error, "param", None), "name", None) or command.name or ""
         raise UsageError(error.format_message(), where=where, do=f"See neoconvert {command.name} --help.") from error  # fmt: skip
-    for name in ("as_json", "quiet", "debug", "source", "output", "push_to"):
+    for name in ("as_json", "quiet", "debug", "source", "push_to"):
         del given[name]
+    place = given.pop("output")
     reading = {name: given.pop(name) for name in ("revision", "cfg", "allow_pickle", "adapter")}
     reading["revision"] = found.revision or reading["revision"]
     report = given.pop("report")
-    require_report(report, Path(output))
+    require_report(report, place)
     given["dry_run"] = also["dry_run"]
     given["overwrite"] |= also["overwrite"]
     request = request_of(command.name, layers=report is not None, **given)
     return Job(
-        found.source, Path(output), request, line, report=report,
+        found.source, place, request, line, report=report,
         delete_fetched=also["delete_fetched"], **reading,
     )  # fmt: skip
 
@@ -254,7 +255,7 @@ def run(
 
 
 @click.command("batch")
-@click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("manifest", type=Place(exists=True, dir_okay=False))
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),

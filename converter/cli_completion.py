@@ -42,7 +42,7 @@ def _cached() -> list[str]:
     """Ids of the models in the cache, as huggingface_hub names their directories; it is not imported
     for this, since a key is waiting."""
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE", f"{home}/hub")))
     try:
         names = [entry.name for entry in cache.iterdir()]
     except OSError:

@@ -57,7 +57,7 @@ def _inert_words() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = inert(error.message, longest=LONGEST)
+        error.message = inert(error.message, longest=LONGEST)  # type: ignore[misc]
         raise
 
 

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from converter.choices import DEFAULT_STEPS, STEPS
+from converter.choices import DEFAULT_STEPS, STEPS, place
 from converter.cli_completion import hooks, steps
+from converter.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -19,13 +20,27 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
+class Place(click.Path):
+    """See `choices.place`."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(path_type=Path, **more)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            path = place(value, "it", "Name one.")
+        except UsageError as error:
+            self.fail(error.what, param, ctx)
+        return super().convert(path, param, ctx)
+
+
 reading = _options(
     click.option(
         "--revision", metavar="REV", help="Branch, tag or commit, when SOURCE is a hub id."
     ),
     click.option(
         "--cfg",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=Place(exists=True, dir_okay=False),
         help="The config of a bare state dict: TransformerLens's cfg or HF's config, as JSON.",
     ),
     click.option(
@@ -35,7 +50,7 @@ reading = _options(
     ),
     click.option(
         "--adapter",
-        type=click.Path(path_type=Path),
+        type=Place(),
         metavar="DIR",
         help="A PEFT (LoRA) adapter of these weights, merged into them in float64.",
     ),
@@ -118,7 +133,7 @@ running = _options(
 )
 text = click.option(
     "--text",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=Place(exists=True, dir_okay=False),
     metavar="TEXT",
     help="A file of text to probe too.",
 )
@@ -131,7 +146,7 @@ verifying = _options(
     ),
     click.option(
         "--report",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=Place(dir_okay=False),
         metavar="FILE.html",
         help="Write the verification as one HTML page, with plots.",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,9 +49,9 @@ def require_report(path: Path | None, output: Path | None = None) -> None:
         return
     from converter.checkpoint.replaceable import require_free
 
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
     require_free(target, overwrite=True)
-    if output is not None and target == output.resolve():
+    if output is not None and target == Path(os.path.realpath(output)):
         what = "The report and OUTPUT are the same place."
     elif not target.parent.is_dir():
         what = "There is no such directory for the report."
@@ -189,7 +190,7 @@ def report_to(path: Path | None, verification: Any, artifact: str | None, displa
     title = f"neoconvert {click.get_current_context().info_name}"
     try:
         provenance = provenance_of(Path(artifact)) if artifact else None
-        write_report(verification, path.resolve(), title=title, provenance=provenance)
+        write_report(verification, Path(os.path.realpath(path)), title=title, provenance=provenance)
     except Exception as error:
         what, where, _ = told(error).lines()
         display.warn(f"no report was written: {what} {where}")

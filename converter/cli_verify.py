@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from converter.cli_completion import sources
 from converter.cli_ending import reporting
-from converter.cli_options import printing, reading, running, text, verifying
+from converter.cli_options import Place, printing, reading, running, text, verifying
 from converter.cli_running import READING, opened, report_to, require_report, verified
 from converter.errors import UsageError
 from converter.output import shown
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--python",
     "pythons",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=Place(exists=True, dir_okay=False),
     multiple=True,
     metavar="PATH",
     help="Repeatable. Run ARTIFACT in the environment of this interpreter too.",
@@ -120,7 +121,7 @@ def verify(
 
 @click.command("reference")
 @click.argument("original", shell_complete=sources)
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=Place(dir_okay=False))
 @reading
 @text
 @running
@@ -161,7 +162,7 @@ def _original(
     from converter.recorded.file import is_reference
     from converter.verification.original import Original, original_of
 
-    if not is_reference(path := Path(name).expanduser()):
+    if not is_reference(path := Path(os.path.expanduser(name))):
         return Original(
             opened(
                 name,

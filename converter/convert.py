@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.replaceable import check_output
+from converter.choices import place
 from converter.errors import UsageError
 from converter.exporting import Addition, Graph, add_graph
 from converter.layout import Layout
@@ -78,7 +79,7 @@ def hf_to_tl(
         layout=layout,
         process=process,
     )
-    return _converted(request, opened(source, adapter), Path(output))
+    return _converted(request, opened(source, adapter), _place(output))
 
 
 def bake(
@@ -113,7 +114,7 @@ def bake(
         Checking(check, device, runtime, effort, layers, progress),
         process=process,
     )
-    return _converted(request, opened(source, adapter), Path(output))
+    return _converted(request, opened(source, adapter), _place(output))
 
 
 def tl_to_hf(
@@ -155,7 +156,7 @@ def tl_to_hf(
         Checking(check, device, runtime, effort, layers, progress),
         reverse=reverse,
     )
-    return _converted(request, opened(source, adapter), Path(output))
+    return _converted(request, opened(source, adapter), _place(output))
 
 
 def export_onnx(
@@ -199,7 +200,11 @@ def export_onnx(
         ),
         Checking(check, device, runtime, effort, layers, progress),
     )
-    return run(request, opened(source, adapter), None if output is None else Path(output))
+    return run(request, opened(source, adapter), None if output is None else _place(output))
+
+
+def _place(output: str | Path) -> Path:
+    return place(output, "OUTPUT", "Name a directory, which is made.")
 
 
 def run(request: Request, source: Checkpoint, output: Path | None) -> Conversion | Addition:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from converter.checkpoint import Checkpoint, open_checkpoint, open_model
 from converter.checkpoint.standard import holds_weights
+from converter.choices import place
 from converter.errors import SourceNotFound
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def open_artifact(
     """
     if not isinstance(given, (str, Path)):
         return opened(given)
-    path = Path(given).expanduser()
+    path = place(given, "SOURCE", "Give a directory, a weight file, an ONNX file or a hub id.")
     graph = path if path.suffix == ".onnx" else None
     if path.is_dir() and not holds_weights(path):
         graph = next(iter(graphs_in(path)), None)

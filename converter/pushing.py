@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint import hub
 from converter.checkpoint.record import bears_seal, sha256_of, survey
 from converter.checkpoint.source import PROVENANCE
-from converter.choices import of_kind
+from converter.choices import of_kind, place
 from converter.errors import BadInput, CannotDoHere, HubUnreachable, OutputExists, UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,10 @@ def push(directory: str | Path, repository: str, *, overwrite: bool = False) -> 
         BadInput: the directory holds other files than neoconvert wrote.
         UsageError, OutputExists, CannotDoHere, HubUnreachable: see `aim`.
     """
-    return deliver(Path(directory).expanduser(), aim(repository, overwrite=overwrite))
+    return deliver(
+        place(directory, "DIRECTORY", "Name what neoconvert wrote."),
+        aim(repository, overwrite=overwrite),
+    )
 
 
 def aim(repository: str, *, overwrite: bool) -> Repository:

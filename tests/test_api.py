@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,11 +145,65 @@ def test_verify_says_what_is_wrong(options: dict[str, Any], hf: Path) -> None:
         converter.verify(hf, hf, **options)
 
 
+@pytest.mark.parametrize("given", [3, {}, b"x", "", "a\0b"])
+def test_what_names_no_place(given: Any, hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty name, as of a variable that was never set, is not the current directory."""
+    monkeypatch.chdir(hf)
+    calls: list[Callable[[], Any]] = [
+        lambda: converter.hf_to_tl(hf, given),
+        lambda: converter.tl_to_hf(hf, given),
+        lambda: converter.bake(hf, given),
+        lambda: converter.export_onnx(hf, given),
+        lambda: converter.hf_to_tl(hf, "out", adapter=given),
+        lambda: converter.open_checkpoint(given),
+        lambda: converter.open_checkpoint(hf, cfg=given),
+        lambda: converter.open_checkpoint(hf, cache=given),
+        lambda: converter.reference(hf, given),
+        lambda: converter.reference(hf, "r", text=given),
+        lambda: converter.verify(hf, hf, text=given),
+        lambda: converter.verify(hf, hf, pythons=[given]),
+        lambda: converter.push(given, "me/neo"),
+        lambda: converter.load_bridge(given),
+    ]
+    if isinstance(given, str):  # else it is a model, of a kind that is not known
+        calls += [lambda: converter.verify(given, hf), lambda: converter.inspect(given)]
+        calls += [lambda: converter.hf_to_tl(given, "out")]
+    for call in calls:
+        with pytest.raises(UsageError):
+            call()
+    assert sorted(path.name for path in hf.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_home_on_both_sides(hf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    converter.hf_to_tl("~/hf", "~/tl", check=False)
+    converter.reference("~/hf", "~/r", effort="quick", seed=np.int64(3))  # type: ignore[arg-type]
+    assert converter.verify("~/r", Path("~/tl"), effort="quick", checks="weights").passed
+    said = converter.hf_to_tl(hf, Path("~/again"), check=False).to_json()
+    assert said["output"] == str(tmp_path / "again")
+    assert list(Path().iterdir()) == []
+    with pytest.raises(errors.SourceNotFound):
+        converter.inspect("~nobody-of-this-name/hf")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, True, "3", None])
+def test_a_seed_that_is_none(seed: Any, hf: Path, tmp_path: Path) -> None:
+    for call in (
+        lambda: converter.reference(hf, tmp_path / "r", seed=seed),
+        lambda: converter.verify(hf, hf, seed=seed),
+    ):
+        with pytest.raises(UsageError, match="seed"):
+            call()
+
+
 def test_opening_is_as_careful(hf: Path) -> None:
     cfg = str(hf / "config.json")
     opened = converter.open_checkpoint(hf / "model.safetensors", cfg=cfg)
     assert opened.config == converter.open_checkpoint(hf).config
-    for given, options in ((3, {}), (None, {}), (hf, {"allow_pickle": "no"})):
+    more: list[dict[str, Any]] = [{"allow_pickle": "no"}, {"revision": 3}]
+    for given, options in ((3, {}), (None, {}), *((hf, options) for options in more)):
         with pytest.raises(UsageError):
             converter.open_checkpoint(given, **options)  # type: ignore[arg-type]
 

@@ -315,6 +315,22 @@ def test_the_exit_code_says_whether_to_run_again(monkeypatch: pytest.MonkeyPatch
     assert batch(manifest(row()), code=3)[-1]["summary"]["converted"] == 1
 
 
+def test_a_place_that_leads_nowhere_fails_its_line_alone(
+    there: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints(1)
+    monkeypatch.setenv("HOME", str(there / "home"))
+    Path("loop").symlink_to("loop")
+    path = manifest(
+        row("~nobody-of-this-name/x", "a"), row("runs/checkpoint-1", "loop/x"),
+        row("runs/checkpoint-1", "~/{name}"),
+    )  # fmt: skip
+    *lines, _ = batch(path, code=3)
+    assert [line["status"] for line in lines] == ["failed", "failed", "converted"]
+    assert Path("home/checkpoint-1/neoconvert.json").exists()
+    assert sorted(os.listdir()) == ["home", "loop", "manifest.jsonl", "runs"]
+
+
 def test_equal_sources_are_reported() -> None:
     checkpoints(1, 2)
     shutil.copytree("runs/checkpoint-1", "runs/checkpoint-3")

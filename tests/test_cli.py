@@ -161,6 +161,44 @@ def test_a_report_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:
     assert _run("verify", MODEL, MODEL, "--max-ratio", "nan").exit_code == 2
 
 
+def test_an_empty_argument_is_not_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a variable gives it that was never set."""
+    random_hf(tmp_path / "hf")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "hf")
+    for arguments in (["verify", "", "", "--check", "weights"], ["inspect", ""], ["explain", "", "."]):  # fmt: skip
+        assert _run(*arguments).exit_code == 2
+    monkeypatch.chdir(tmp_path / "empty")
+    for arguments in (
+        ["hf-to-tl", "../hf", ""], ["export-onnx", "../hf", ""], ["demo", ""], ["batch", ""],
+        ["reference", "../hf", ""], ["hf-to-tl", "../hf", "o", "--report", ""],
+        ["hf-to-tl", "../hf", "o", "--cfg", ""], ["hf-to-tl", "../hf", "o", "--adapter", ""],
+    ):  # fmt: skip
+        ran = _run(*arguments)
+        assert (ran.exit_code, "names no place" in ran.stderr) == (2, True), arguments
+    assert list(Path().iterdir()) == []
+
+
+def test_a_place_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to itself; the home of nobody."""
+    random_hf(tmp_path / "hf")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    for code, arguments in (
+        (3, ["inspect", "~nobody-of-this-name/x"]), (3, ["inspect", "loop"]),
+        (3, ["verify", "~nobody-of-this-name/x", "hf"]), (3, ["hf-to-tl", "hf", "loop/x"]),
+        (2, ["hf-to-tl", "hf", "loop"]), (2, ["verify", "hf", "hf", "--report", "loop"]),
+        (2, ["verify", "hf", "hf", "--report", "loop/r.html"]),
+        (2, ["explain", "hf", "hf", "--report", "loop"]), (2, ["reference", "hf", "loop"]),
+        (2, ["reference", "hf", "loop/x"]),
+    ):  # fmt: skip
+        ran = _run(*arguments)
+        assert (ran.exit_code, len(ran.stderr.splitlines())) == (code, 3), (arguments, ran.stderr)
+    assert sorted(path.name for path in Path().iterdir()) == ["hf", "loop"]
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = _run("hf-to-tl", MODEL, tmp_path / "tl", "--dry-run", "--dtype", "float16")
     assert result.exit_code == 0

@@ -15,6 +15,7 @@ from converter.checkpoint.pickles import PickleReader
 from converter.checkpoint.provenance import placeless
 from converter.checkpoint.reader import Reader, SafetensorsReader
 from converter.checkpoint.source import called
+from converter.choices import place
 from converter.dtypes import NAMES, cast, sha256
 from converter.errors import PickleRefused, SourceNotFound
 
@@ -67,7 +68,7 @@ def open_adapter(given: str | Path, base: str, *, allow_pickle: bool = False) ->
         PickleRefused: its weights are a pickle file, and `allow_pickle` is not set.
         ConfigError, NotRepresentable: see `settings_of`. CorruptFile: see `SafetensorsReader`.
     """
-    directory = Path(given).expanduser()
+    directory = place(given, "--adapter", f"Name the directory that holds {CONFIG}.")
     config = directory / CONFIG
     if not config.is_file():
         raise _none(given, directory)

@@ -164,8 +164,9 @@ def _cache(job: Job) -> Iterator[Path | None]:
     if job.local or not job.delete_fetched:
         yield None
         return
-    with parents_of(job.output.resolve()):
-        place = Workspace(job.output.resolve().parent, f"{job.output.name}.source")
+    output = Path(os.path.realpath(job.output))
+    with parents_of(output):
+        place = Workspace(output.parent, f"{output.name}.source")
         try:
             yield place.new
         finally:
@@ -180,7 +181,7 @@ def _report(job: Job, verification: dict[str, Any] | None) -> tuple[str, ...]:
 
     try:
         write_report(
-            verification, job.report.resolve(), title=f"neoconvert {job.request.command}",
+            verification, Path(os.path.realpath(job.report)), title=f"neoconvert {job.request.command}",
             provenance=provenance_of(job.output),
         )  # fmt: skip
     except Exception as error:

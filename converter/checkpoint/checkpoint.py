@@ -18,7 +18,7 @@ from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
 from converter.checkpoint.standard import holds_weights
 from converter.checkpoint.vocabulary import misfit
-from converter.choices import flags, of_kind
+from converter.choices import flags, of_kind, place
 from converter.dtypes import CODES, cast, same_bits
 from converter.errors import UnknownTensor
 from converter.layout import EMBEDDING, HEAD, Layout, Slot, buffers, expand
@@ -221,15 +221,17 @@ def open_checkpoint(
         BadInput: see `converter.errors`; the message names the file, the tensor, what was
             expected and what was found.
     """
-    of_kind(given, (str, Path), "SOURCE", "Give a directory, a weight file or a hub id.")
+    place(given, "SOURCE", "Give a directory, a weight file or a hub id.")
     flags({"--allow-pickle": allow_pickle})
+    if revision is not None:
+        of_kind(revision, str, "--revision", "Give a branch, tag or commit.")
     return read_checkpoint(
         find(
             str(given),
             revision=revision,
-            cfg=None if cfg is None else Path(cfg),
+            cfg=None if cfg is None else place(cfg, "--cfg", "Name a JSON file."),
             allow_pickle=allow_pickle,
-            cache=None if cache is None else Path(cache),
+            cache=None if cache is None else place(cache, "cache", "Name a directory."),
         )
     )
 

@@ -6,6 +6,7 @@ where there is one.
 
 from __future__ import annotations
 
+import os
 import shlex
 import stat
 import zipfile
@@ -82,7 +83,9 @@ def _named(path: Path, suffix: str) -> str:
     """What to call a file. The hub's cache has its files under digests: other names lead to them."""
     if path.parent.name == "blobs":
         links = sorted(path.parent.parent.glob("snapshots/*/*"))
-        if here := next((link for link in links if link.resolve() == path.resolve()), None):
+        if here := next(
+            (link for link in links if os.path.realpath(link) == os.path.realpath(path)), None
+        ):
             return f"Give the snapshot in the hub's cache that it is a file of: {shlex.quote(str(here.parent))}"
     return f"Rename it to {path.stem}{suffix}."
 

@@ -15,6 +15,7 @@ from converter.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from converter.checkpoint.config import Json
 from converter.checkpoint.reader import TorchReader, plain
 from converter.checkpoint.source import LEDGER, Source
+from converter.choices import place
 from converter.errors import (
     BadInput,
     ConfigError,
@@ -87,15 +88,15 @@ def open_model(
             state, hf = live.state_dict(), _hf_of(live)
             if getattr(live, "generation_config", None) is not None:
                 generation = json.loads(live.generation_config.to_json_string())
-    place = Path(f"{name} in memory")
-    _require_there(state, place)
+    where = Path(f"{name} in memory")
+    _require_there(state, where)
     if hf is not None and tl is None:
         _tie(state, hf)
         _state_dtype(state, hf)
     source = Source(
-        given=str(place),
-        path=place,
-        readers=(TorchReader(state, place),),
+        given=str(where),
+        path=where,
+        readers=(TorchReader(state, where),),
         hf_config=hf,
         tl_config=tl,
         generation_config=generation,
@@ -121,7 +122,7 @@ def open_model(
 def _with_ledger(given: str | Path | None) -> Path | None:
     if given is None:
         return None
-    directory = Path(given).expanduser()
+    directory = place(given, "--ledger", "Name the directory that holds it.")
     if not (directory / LEDGER).is_file():
         raise SourceNotFound(
             f"There is no {LEDGER}.",

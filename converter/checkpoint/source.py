@@ -129,7 +129,7 @@ def find(
         SourceNotFound, MissingShard, CorruptFile, ConfigError, PickleRefused: as their names say.
         UsageError: --revision with a local path.
     """
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))
     if path.exists():
         if revision is not None:
             raise UsageError(
@@ -203,7 +203,7 @@ def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[str
 
 def called(given: str | Path) -> str:
     """The last part of a local path, which says the same on every machine."""
-    full = os.path.abspath(Path(given).expanduser())
+    full = os.path.abspath(os.path.expanduser(given))
     return os.path.basename(full) or full
 
 

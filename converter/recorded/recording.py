@@ -13,7 +13,7 @@ from converter.checkpoint.reader import Stored
 from converter.checkpoint.replaceable import require_free
 from converter.checkpoint.signature import signature
 from converter.checkpoint.source import Source
-from converter.choices import flags, of_kind, one_of
+from converter.choices import flags, one_of, place, seed_of
 from converter.environment import versions
 from converter.errors import UsageError
 from converter.layout import expand
@@ -60,10 +60,12 @@ def reference(
         NotRepresentable: the original's log-probabilities are not all finite.
         Others: see `verify`.
     """
-    of_kind(path, (str, Path), "FILE", "Name a file.")
+    target = place(path, "FILE", "Name a file.")
+    words = None if text is None else place(text, "--text", "Give a file of UTF-8 text.")
     flags({"--overwrite": overwrite})
+    seed = seed_of(seed)
     one_of(effort, EFFORTS, "--effort")
-    checkpoint, target = open_artifact(original), Path(path)
+    checkpoint = open_artifact(original)
     require_readable(checkpoint)
     require_free(target, overwrite=overwrite)
     if not target.absolute().parent.is_dir():
@@ -72,14 +74,11 @@ def reference(
             where=str(path),
             do="Name a file in a directory that is there.",
         )
-    contents = _record(
-        Original(checkpoint), effort, None if text is None else Path(text), str(device), seed,
-        progress or silent,
-    )  # fmt: skip
+    contents = _record(Original(checkpoint), effort, words, str(device), seed, progress or silent)
     checkpoint.source.require_unchanged()
     size = file.write(target.absolute(), contents, overwrite=overwrite)
     return {
-        "file": str(path),
+        "file": str(target),
         "bytes": size,
         "effort": effort,
         "probes": [probe.name for probe in contents.probes],

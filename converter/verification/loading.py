@@ -92,7 +92,7 @@ def opens_by(layout: Layout) -> tuple[str, ...]:
 
 
 def _opened(directory: str | Path, layout: Layout) -> Checkpoint:
-    checkpoint = open_checkpoint(str(directory))
+    checkpoint = open_checkpoint(directory)
     if checkpoint.layout != layout:
         raise ConfigError(
             f"This is a checkpoint in the {checkpoint.layout} layout, not {layout}.",

@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,8 @@ def original_of(given: Given) -> Original:
     from converter.recorded import Recorded
     from converter.recorded.file import is_reference
 
-    if isinstance(given, (str, Path)) and is_reference(path := Path(given).expanduser()):
-        return Recorded(path)
+    if isinstance(given, (str, Path)):
+        path = Path(os.path.expanduser(given))
+        if is_reference(path):
+            return Recorded(path)
     return Original(open_artifact(given))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
-from converter.choices import flags, of_kind, one_of
+from converter.choices import flags, of_kind, one_of, place, seed_of
 from converter.errors import MissingTensor, UsageError
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
@@ -101,7 +101,7 @@ def verify(
     checks = (checks,) if isinstance(checks, str) else checks
     require = None if require is None else _links(require)
     pythons = (pythons,) if isinstance(pythons, (str, Path)) else pythons
-    of_kind(seed, int, "seed", "Give a whole number.")
+    seed = seed_of(seed)
     flags({"layers": layers})
     if not checks or set(checks) - set(CHECKS):
         raise UsageError(
@@ -116,8 +116,7 @@ def verify(
         one_of(runtime, RUNTIMES, "--runtime")
     limit = MAX_RATIO if max_ratio is None else max_ratio
     of_kind(limit, (int, float), "--max-ratio", "Give a number above 0.")
-    if text is not None:
-        of_kind(text, (str, Path), "--text", "Give a file of UTF-8 text.")
+    words = None if text is None else place(text, "--text", "Give a file of UTF-8 text.")
     if not 0 < limit < math.inf:
         raise UsageError(
             f"{limit} is no multiple of the noise floor.", where="--max-ratio", do="Give a number above 0."
@@ -157,7 +156,6 @@ def verify(
             divergences=() if criterion else weighing.divergences,
         )  # fmt: skip
     if "function" in checks:
-        words = None if text is None else Path(text)
         probes = known.probes(artifact, seed, effort, words, probes)
         if not probes:
             raise UsageError("There is no probe to run.", where="probes", do="Give at least one.")
@@ -165,7 +163,7 @@ def verify(
             artifact,
             str(device),
             runtime,
-            [Path(python) for python in pythons],
+            [place(python, "--python", "Name an interpreter.") for python in pythons],
             just_written=stated,
         )
         result = _run(
