@@ -48,9 +48,10 @@ def require_report(path: Path | None, output: Path | None = None) -> None:
     if path is None:
         return
     from converter.checkpoint.replaceable import require_free
+    from converter.html import MARK
 
     target = Path(os.path.realpath(path))
-    require_free(target, overwrite=True)
+    require_free(target, mark=MARK, overwrite=True)
     if output is not None and target == Path(os.path.realpath(output)):
         what = "The report and OUTPUT are the same place."
     elif not target.parent.is_dir():

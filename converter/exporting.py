@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WeightsMode = Literal["shared", "external", "inline"]
 TRANSFORMERS_JS = "transformers-js"
 _FOLDER = "onnx"
+_MARK = b"\x12\x0aneoconvert"
+"""The field of a graph that says who wrote it, near its beginning (see `record.bears_seal`)."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,10 @@ def add_graph(
     path = source.directory / "model.onnx"
     graph.require_possible(source.config, sum(stored.nbytes for stored in source.stored.values()))
     if dry_run:
-        require_free(path, overwrite=overwrite)
+        require_free(path, mark=_MARK, overwrite=overwrite)
         locate(source, graph.weights, "")
         return Addition(source, path, None, None)
-    with adding(path, overwrite=overwrite) as stage:
+    with adding(path, mark=_MARK, overwrite=overwrite) as stage:
         written = export(
             source, weights=graph.weights, with_past=graph.with_past, hooks=graph.hooks,
             file_name=stage.path.name,
@@ -228,12 +230,12 @@ def _renew_genai(source: Checkpoint, graph: Path, *, with_past: bool) -> Iterato
     from converter.onnx import genai
 
     path = graph.parent / genai.GENAI
-    if os.path.lexists(path) and not bears_seal(path):
+    if os.path.lexists(path) and not bears_seal(path, genai.MARK):
         yield f"{genai.GENAI} is not neoconvert's, and was left as it is"
         return
     try:
         if with_past:
-            with adding(path, overwrite=True) as stage:
+            with adding(path, mark=genai.MARK, overwrite=True) as stage:
                 genai.write(stage.path, source, graph.name)
             yield from stage.warnings
         else:

@@ -151,6 +151,37 @@ def test_a_report_replaces_no_file_but_a_report(place: str, hf: Path) -> None:
     assert (path.exists() and path.read_bytes()) == before
 
 
+def test_what_stands_alone_is_replaced_by_its_like(hf: Path) -> None:
+    """A report, a reference file and a graph are all sealed, and none may take another's place."""
+    write_hf(hf, Recipe(finite=True))
+    out = hf.parent
+    assert run("export-onnx", hf, out / "onx", "--no-verify").exit_code == 0
+    assert run("reference", hf, out / "r", "--effort", "quick").exit_code == 0
+    check = ["--check", "weights", "--report"]
+    assert run("verify", hf, hf, *check, out / "r.html").exit_code == 0
+    graph, record = out / "onx/model.onnx", out / "onx/neoconvert.json"
+    sealed = [graph, record, out / "onx/genai_config.json", out / "r", out / "r.html"]
+    before = {path: path.read_bytes() for path in sealed}
+    for path in sealed:
+        if path.suffix != ".html":
+            assert run("verify", hf, hf, *check, path).exit_code == 2
+            assert run("explain", hf, hf, "--report", path).exit_code == 2
+        if path.name != "r":
+            assert run("reference", hf, path, "--overwrite", "--effort", "quick").exit_code == 2
+    assert {path: path.read_bytes() for path in sealed} == before
+    export = ["export-onnx", hf, "--no-verify", "--overwrite"]
+    assert run(*export).exit_code == 0
+    shutil.copy(out / "r", hf / "model.onnx")
+    shutil.copy(record, hf / "genai_config.json")
+    assert run(*export).exit_code == 2
+    shutil.copy(graph, hf / "model.onnx")
+    assert run(*export).exit_code == 0
+    assert (hf / "genai_config.json").read_bytes() == before[record]
+    # Each by its like:
+    assert run("explain", hf, hf, "--report", out / "r.html").exit_code == 0
+    assert run("reference", hf, out / "r", "--overwrite", "--effort", "quick").exit_code == 0
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_no_encoding_fails(encoding: str, hf: Path) -> None:
     env = {**os.environ, "PYTHONIOENCODING": encoding}

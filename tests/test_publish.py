@@ -235,7 +235,7 @@ def go():
             if sys.argv[4] == "inside":
                 os.chdir(out)
             if sys.argv[4] == "file":
-                with adding(out, overwrite=True) as stage:
+                with adding(out, mark=b"", overwrite=True) as stage:
                     stage.path.write_bytes(record.sealed(b"new " + record.UNSEALED.encode()))
             else:
                 with staging(out, overwrite=True) as stage:
@@ -275,7 +275,7 @@ def _killed_from(first: int, kind: str, system: str, root: Path) -> None:
         if "file" in kind:
             assert not out.exists() or bears_seal(out)
             assert out.exists() or kind == "file"
-            with adding(out, overwrite=True) as stage:
+            with adding(out, mark=b"", overwrite=True) as stage:
                 stage.path.write_bytes(sealed(b"next " + UNSEALED.encode()))
         else:
             clean(out.parent)
@@ -444,14 +444,16 @@ def test_windows_has_no_directories_to_sync(
 def test_files_are_replaced_only_if_sealed(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     for text in (b"first ", b"second "):
-        with adding(path, overwrite=True) as stage:
+        with adding(path, mark=b" ", overwrite=True) as stage:
             stage.path.write_bytes(sealed(text + UNSEALED.encode() + b"!"))
         assert path.read_bytes().startswith(text)
         assert bears_seal(path)
-    with pytest.raises(OutputExists, match="already"), adding(path, overwrite=False):
+    with pytest.raises(OutputExists, match="already"), adding(path, mark=b"", overwrite=False):
+        raise AssertionError
+    with pytest.raises(OutputExists, match="kind"), adding(path, mark=b"<!", overwrite=True):
         raise AssertionError
     path.write_bytes(path.read_bytes().replace(b"second", b"edited"))
-    with pytest.raises(OutputExists, match="did not write"), adding(path, overwrite=True):
+    with pytest.raises(OutputExists, match="did not write"), adding(path, mark=b"", overwrite=True):
         raise AssertionError
     assert _names(tmp_path) == ["model.onnx"]
 

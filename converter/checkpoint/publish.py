@@ -210,19 +210,20 @@ def _fill(place: Workspace, target: Path, output: Path) -> None:
 
 
 @contextmanager
-def adding(path: Path, *, overwrite: bool, needs: int = 0) -> Iterator[Stage]:
+def adding(path: Path, *, mark: bytes, overwrite: bool, needs: int = 0) -> Iterator[Stage]:
     """The name of a file beside `path` that becomes `path` when the block ends without an
     exception. On any exception it is removed, and what was at `path` is as it was.
 
     Args:
-        overwrite: `path` may be replaced if neoconvert sealed it.
+        mark: of the files that `path` is to be one of; see `bears_seal`.
+        overwrite: `path` may be replaced if neoconvert sealed it, and it is one of those.
         needs: bytes that will be written, at least.
 
     Raises:
         OutputExists: `path` may not be replaced, now or at the end. NoSpace: there is too little.
     """
     warnings = [f"a killed run left {kept}" for kept in clean(path.parent)]
-    before = require_free(path, overwrite=overwrite)
+    before = require_free(path, mark=mark, overwrite=overwrite)
     _require_space(path.parent, needs)
     place = Workspace(path.parent, path.name, identity(path))
     stage = Stage(place.file, warnings)

@@ -24,7 +24,7 @@ from converter.errors import BadInput
 SEAL = "neoconvert-seal:"
 UNSEALED = SEAL + "0" * 64
 """What a file holds, near its end, where `sealed` is to put the seal."""
-_TAIL, _CHUNK = 2**16, 2**22
+_HEAD, _TAIL, _CHUNK = 2**7, 2**16, 2**22
 
 
 def sealed(content: bytes) -> bytes:
@@ -38,12 +38,18 @@ def sealed(content: bytes) -> bytes:
     return content[:start] + digest + content[start + 64 :]
 
 
-def bears_seal(path: Path) -> bool:
-    """Whether a regular file is, byte for byte, one that neoconvert sealed."""
+def bears_seal(path: Path, mark: bytes = b"") -> bool:
+    """Whether a regular file is, byte for byte, one that neoconvert sealed.
+
+    Args:
+        mark: what is near the beginning of those of its kind, and of no other that is sealed.
+    """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
         with open(path, "rb") as file:
+            if mark not in file.read(_HEAD):
+                return False
             size = file.seek(0, os.SEEK_END)
             first = file.seek(max(0, size - _TAIL))
             tail = file.read()

@@ -103,8 +103,11 @@ def fixed(target: Path) -> bool:
     return target in (here, *here.parents) or os.path.ismount(target)
 
 
-def require_free(path: Path, *, overwrite: bool) -> Signature | None:
+def require_free(path: Path, *, mark: bytes, overwrite: bool) -> Signature | None:
     """What is at `path`, which may be replaced; None where nothing is.
+
+    Args:
+        mark: of the files that `path` is to be one of; see `bears_seal`.
 
     Raises:
         OutputExists: it may not.
@@ -117,10 +120,12 @@ def require_free(path: Path, *, overwrite: bool) -> Signature | None:
             where=str(path),
             do="Remove it, or add --overwrite to replace one that neoconvert wrote.",
         )
-    if not bears_seal(path):
+    if not bears_seal(path, mark):
         raise OutputExists(
-            f"There is a {path.name} that neoconvert did not write, or that was changed since.",
+            f"There is a {path.name} that neoconvert did not write, or as another kind of file, or that"
+            " was changed since.",
             where=str(path),
-            do="Move it elsewhere first. Only what neoconvert wrote is ever replaced.",
+            do="Name another file, or move this one elsewhere first. Only what neoconvert wrote is ever"
+            " replaced, by its like.",
         )
     return signature(path)

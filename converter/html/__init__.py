@@ -18,6 +18,8 @@ from converter.checkpoint.publish import adding
 from converter.checkpoint.record import UNSEALED, sealed
 from converter.output import inert
 
+MARK = b"<!doctype html>"
+"""At the beginning of a page, which may be replaced by another."""
 Filters = dict[str, Callable[..., Any]]
 
 
@@ -62,7 +64,7 @@ def write(path: Path, page: str) -> None:
         OutputExists: there is a file that is no page of ours, or was changed since.
     """
     content = f"{page}<!-- {UNSEALED} -->\n".encode("utf-8", "replace")
-    with adding(path, overwrite=True) as stage:
+    with adding(path, mark=MARK, overwrite=True) as stage:
         stage.path.write_bytes(sealed(content))
 
 

@@ -12,6 +12,8 @@ from converter.checkpoint.record import UNSEALED, sealed
 from converter.onnx.dialect import LOGITS, MASK, POSITIONS, TOKENS, past_name, present_name
 
 GENAI = "genai_config.json"
+MARK = b'"type": "decoder"'
+"""Near its beginning."""
 
 
 def genai_config(checkpoint: Checkpoint, graph: str) -> Json:

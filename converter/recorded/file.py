@@ -28,6 +28,8 @@ from converter.verification.probes import EFFORTS, Probe, wholes
 from converter.verification.result import RuntimeInfo
 
 KEY = "neoconvert_reference"
+MARK = KEY.encode()
+"""In the header of a reference file, which may be replaced by another."""
 SCHEMA_VERSION = 1
 MOST_BYTES = 256 * 2**20
 _ERRORS = ("max_abs", "rms", "scale")
@@ -115,7 +117,7 @@ def write(path: Path, contents: Contents, *, overwrite: bool) -> int:
         ],
     }  # fmt: skip
     content = sealed(save(arrays, {KEY: json.dumps(said)}))
-    with adding(path, overwrite=overwrite, needs=len(content)) as stage:
+    with adding(path, mark=MARK, overwrite=overwrite, needs=len(content)) as stage:
         stage.path.write_bytes(content)
     return len(content)
 

@@ -67,7 +67,7 @@ def reference(
     one_of(effort, EFFORTS, "--effort")
     checkpoint = open_artifact(original)
     require_readable(checkpoint)
-    require_free(target, overwrite=overwrite)
+    require_free(target, mark=file.MARK, overwrite=overwrite)
     if not target.absolute().parent.is_dir():
         raise UsageError(
             "There is no such directory for the file.",
