@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from difflib import get_close_matches
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,8 @@ COMMANDS = ("hf-to-tl", "tl-to-hf", "bake", "export-onnx")
 _OWN = ("command", "source", "output")
 _NOT_HERE = ("json", "quiet", "debug", "dry-run", "help", "push-to")
 """Options that are the batch's, or no batch's, and not a line's."""
+_MOST_WRONG = 100
+"""Findings after which a manifest is taken for no manifest at all."""
 _TRUE, _FALSE = ("true", "yes", "1", "on"), ("false", "no", "0", "off")
 
 
@@ -41,7 +43,7 @@ def jobs_of(
         UsageError: some lines cannot be carried out as they are written; the message names them.
     """
     from converter.batch.manifest import read
-    from converter.batch.running import outputs_apart
+    from converter.batch.running import apart
 
     jobs: list[Job] = []
     lost: list[Outcome] = []
@@ -51,11 +53,13 @@ def jobs_of(
             jobs += _jobs(row, commands, also, lost)
         except NeoconvertError as error:
             wrong.append((row.line, error))
-    for job, how in outputs_apart(jobs):
-        apart = "Give each line an OUTPUT of its own; with a pattern, use {name}, {parent} or, for the hub, {revision}."
+            if len(wrong) == _MOST_WRONG:
+                break
+    for job, place, how in islice(apart(jobs), _MOST_WRONG - len(wrong)):
+        do = "Give each line an OUTPUT, and a report, of its own; with a pattern, use {name}, {parent} or, for the hub, {revision}."
         if how.startswith("SOURCE"):
-            apart = "Put it into a second manifest, and run that afterwards."
-        wrong.append((job.line, UsageError(f"{how}.", where=str(job.output), do=apart)))
+            do = "Put it into a second manifest, and run that afterwards."
+        wrong.append((job.line, UsageError(f"{how}.", where=str(place), do=do)))
     if wrong:
         raise _refused(manifest, wrong)
     return jobs, lost
@@ -69,6 +73,8 @@ def _refused(manifest: Path, wrong: list[tuple[int, NeoconvertError]]) -> UsageE
         what += (
             f" Nor can line{'s' if more > 1 else ''} {others}{' …' if more > 9 else ''} be done."
         )
+    if len(wrong) == _MOST_WRONG:
+        what += f" After {_MOST_WRONG} such findings, no more was looked for."
     lines = [dict(zip(("line", "what", "where", "do"), (n, *e.lines()), strict=True)) for n, e in wrong]  # fmt: skip
     return UsageError(
         what, where=f"{manifest}, line {line}: {first.where}", do=first.do, details={"lines": lines}

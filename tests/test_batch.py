@@ -236,6 +236,26 @@ def test_every_line_is_checked_first(rows: Any, where: str, said: str, do: str) 
     assert not Path("tl").exists()
 
 
+ONE, TWO = "runs/checkpoint-1", "runs/checkpoint-2"
+
+
+@pytest.mark.parametrize(
+    ("rows", "where", "said"),
+    [
+        ([row(report="r")], "line 1: r", "The report is that of line 1 too"),
+        ([row(ONE, "a", report="r"), row(ONE, "r")], "line 2: r", "OUTPUT is the report of line 1"),
+        ([row(ONE, "a", report="r"), row(ONE, "r/b")], "line 2: r/b", "inside the report of line 1"),
+        ([row(TWO, ONE), row(TWO, "a", report=f"{ONE}/r")], "line 2: runs", "inside OUTPUT of line 1"),
+    ],
+)  # fmt: skip
+def test_reports_are_checked_too(rows: Any, where: str, said: str) -> None:
+    checkpoints(1, 2)
+    (line,) = batch(manifest(*(cells | {"verify": True} for cells in rows)), code=2)
+    assert said in line["error"]["what"]
+    assert where in line["error"]["where"]
+    assert "of its own" in line["error"]["do"]
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -251,6 +271,27 @@ def test_a_manifest_that_is_none(text: str, where: str) -> None:
     Path("m.csv").write_text(text)
     (line,) = batch("m.csv", code=2)
     assert where in line["error"]["where"]
+
+
+def test_lines_end_where_json_lines_do() -> None:
+    """A name may hold what ends a line for Python alone."""
+    checkpoints(1)
+    names = ["a\u2028b", "c\x85d", "e\u2029f"]
+    rows = [row("runs/checkpoint-1", name) for name in names]
+    text = "\r\n".join(json.dumps(cells, ensure_ascii=False) for cells in rows)
+    Path("m.jsonl").write_text(text, encoding="utf-8", newline="")
+    lines = batch("m.jsonl")
+    assert [line["output"] for line in lines[:-1]] == names
+    assert [line["line"] for line in lines[:-1]] == [1, 2, 3]
+
+
+def test_not_every_line_of_what_is_no_manifest() -> None:
+    Path("m.csv").write_text("command\n" + "x\n" * 100_000)
+    start = time.monotonic()
+    (line,) = batch("m.csv", code=2)
+    assert time.monotonic() - start < 10
+    assert "After 100 such findings" in line["error"]["what"]
+    assert len(line["lines"]) == 100
 
 
 def test_what_fails_stops_nothing_else() -> None:

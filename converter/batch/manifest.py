@@ -65,7 +65,8 @@ def read(path: Path) -> list[Row]:
 
 
 def _json(text: str, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): in a JSON string, U+2028 and its like end no line.
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if not line.strip():
             continue
         try:

@@ -150,20 +150,35 @@ def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def outputs_apart(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
-    """Jobs that another stands in the way of, each with a sentence that says how."""
-    places: dict[Path, Job] = {}
+def apart(jobs: Sequence[Job]) -> Iterator[tuple[Job, Path, str]]:
+    """Jobs that another stands in the way of, each with the place and a sentence that says how."""
+    written: dict[Path, tuple[str, Job]] = {}
     for job in jobs:
-        place = Path(os.path.realpath(job.output))
-        if place in places:
-            yield job, f"OUTPUT is that of line {places[place].line} too"
-        places.setdefault(place, job)
+        for what, given in _written(job):
+            place = Path(os.path.realpath(given))
+            if place in written:
+                other, first = written[place]
+                other = "that" if other == what else other
+                yield job, given, f"{_begin(what)} is {other} of line {first.line} too"
+            written.setdefault(place, (what, job))
     for job in jobs:
-        own = Path(os.path.realpath(job.output))
-        for above in own.parents:
-            if above in places:
-                yield job, f"OUTPUT is inside that of line {places[above].line}"
+        for what, given in _written(job):
+            for above in Path(os.path.realpath(given)).parents:
+                other, first = written.get(above, ("", job))
+                if first is not job:
+                    yield job, given, f"{_begin(what)} is inside {other} of line {first.line}"
         source = Path(os.path.realpath(os.path.expanduser(job.source)))
         for place in (source, *source.parents):
-            if place in places and places[place] is not job:
-                yield job, f"SOURCE is what line {places[place].line} writes"
+            _, first = written.get(place, ("", job))
+            if first is not job:
+                yield job, job.output, f"SOURCE is what line {first.line} writes"
+
+
+def _written(job: Job) -> Iterator[tuple[str, Path]]:
+    yield "OUTPUT", job.output
+    if job.report is not None:
+        yield "the report", job.report
+
+
+def _begin(words: str) -> str:
+    return words[0].upper() + words[1:]
