@@ -399,12 +399,13 @@ def test_another_users_workspace_is_left_alone(
     assert (target / "x.py").exists()  # one's own is filled on
 
 
-def test_a_folder_of_a_persons_is_no_workspace(tmp_path: Path) -> None:
-    """So that OUTPUT is not empty, and that is said before the work."""
-    theirs = tmp_path / "out/.download.partial"
-    theirs.mkdir(parents=True)
-    with pytest.raises(OutputExists, match="exists already"):
-        check_output(tmp_path / "out", None, overwrite=False)
+@pytest.mark.parametrize("name", [".download.partial", ".out.abcdefgh.partial"])
+def test_such_a_folder_in_output_is_told_first(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / name / "part").write_text("of a download")
+    with pytest.raises(OutputExists, match="already"), staging(tmp_path / "out"):
+        raise AssertionError
+    assert _names(tmp_path / "out") == [name]
 
 
 def test_output_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from converter.checkpoint.signature import Identity, identity
 
 LOCK, SUFFIX = "lock", ".partial"
 _NAME = re.compile(rf"\..+\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
+"""As mkdtemp makes it of OUTPUT's."""
 LIVE: dict[Path, Workspace] = {}
 """Those of this process."""
 
@@ -283,8 +284,13 @@ def lock(handle: int) -> bool | None:
 
 
 def is_workspace(entry: Path) -> bool:
-    """By its name; whose it is, `clean` finds out."""
-    return bool(_NAME.fullmatch(entry.name)) and _is_folder(entry)
+    """By its name, and the lock that a run makes first; whose it is, `clean` finds out."""
+    if not (_NAME.fullmatch(entry.name) and _is_folder(entry)):
+        return False
+    try:
+        return os.path.lexists(entry / LOCK) or not any(entry.iterdir())
+    except OSError:  # another run removed it, or it is nobody's to look into
+        return False
 
 
 @contextmanager
