@@ -26,6 +26,11 @@ def passing(error: OSError) -> bool:
     return error.errno in _PASSING or isinstance(error, (ConnectionError, TimeoutError))
 
 
+def full(error: OSError) -> bool:
+    """Whether there is no room for what is written: on the disk, in a quota, in one file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class NeoconvertError(Exception):
     """Base of all errors a user can cause; `exit_code` is the process's exit status."""
 

@@ -6,9 +6,7 @@ import errno
 import traceback
 from pathlib import Path
 
-from converter.errors import CannotDoHere, Fault, NeoconvertError, SystemRefused, passing
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from converter.errors import CannotDoHere, Fault, NeoconvertError, SystemRefused, full, passing
 
 
 def panicked(error: BaseException) -> bool:
@@ -21,12 +19,15 @@ def told(error: BaseException) -> NeoconvertError:
     if isinstance(error, NeoconvertError):
         return error
     if isinstance(error, OSError) and error.errno is not None:
-        full = error.errno in _FULL
+        advice = "Free some space" if full(error) else "Check permissions and the disk"
+        if error.errno == errno.EFBIG:
+            advice = (
+                "Write smaller files (--max-shard-size 1GB), raise the limit (ulimit -f unlimited)"
+            )
         refused = SystemRefused(
             f"The system refused: {error.strerror}.",
             where=str(error.filename or error.filename2 or "no file named"),
-            do=f"{'Free some space' if full else 'Check permissions and the disk'}, or name another"
-            " place. Nothing was published.",
+            do=f"{advice}, or name another place. Nothing was published.",
         )
         refused.transient = passing(error)
         return refused

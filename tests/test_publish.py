@@ -505,8 +505,9 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as raised:
         hf_to_tl(tmp_path / "hf", tmp_path / "out", overwrite=True, check=False)
+    assert raised.value.filename == str(tmp_path / "out")
     assert _is_old(tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
 

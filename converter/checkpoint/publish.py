@@ -18,7 +18,7 @@ from converter.checkpoint.renaming import exchange, rename_new, sync, sync_tree
 from converter.checkpoint.replaceable import fixed, require_free, require_replaceable
 from converter.checkpoint.signature import Identity, Signature, identity, signature
 from converter.checkpoint.workspace import Workspace, alone_in, clean, in_order, is_workspace
-from converter.errors import NoSpace, OutputExists
+from converter.errors import NoSpace, OutputExists, full
 from converter.interrupts import held
 
 PUBLISHED: list[Path] = []
@@ -50,7 +50,7 @@ def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterato
         NoSpace: there is too little.
     """
     target = Path(os.path.realpath(output))
-    with parents_of(target):
+    with parents_of(target), _naming(output):
         warnings = [f"a killed run left {kept}" for kept in clean(target.parent)]
         if target.is_dir():
             clean(target)
@@ -75,6 +75,17 @@ def staging(output: Path, *, overwrite: bool = False, needs: int = 0) -> Iterato
             if place.folder.exists():
                 place.close()
             raise
+
+
+@contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Say where a write failed: the system names a file only where one is opened."""
+    try:
+        yield
+    except OSError as error:
+        if full(error) and not error.filename:
+            error.filename = str(place)
+        raise
 
 
 @contextmanager
@@ -222,23 +233,24 @@ def adding(path: Path, *, mark: bytes, overwrite: bool, needs: int = 0) -> Itera
     Raises:
         OutputExists: `path` may not be replaced, now or at the end. NoSpace: there is too little.
     """
-    warnings = [f"a killed run left {kept}" for kept in clean(path.parent)]
-    before = require_free(path, mark=mark, overwrite=overwrite)
-    _require_space(path.parent, needs)
-    place = Workspace(path.parent, path.name, identity(path))
-    stage = Stage(place.file, warnings)
-    try:
-        yield stage
-        sync(place.file)
-        place.say(file=identity(place.file))
-        with held():
-            stage.warnings += _replace_file(place.file, path, before)
-            PUBLISHED.append(path)
-            stage.warnings += _close(place)
-    except BaseException:
-        if place.folder.exists():
-            place.close()
-        raise
+    with _naming(path):
+        warnings = [f"a killed run left {kept}" for kept in clean(path.parent)]
+        before = require_free(path, mark=mark, overwrite=overwrite)
+        _require_space(path.parent, needs)
+        place = Workspace(path.parent, path.name, identity(path))
+        stage = Stage(place.file, warnings)
+        try:
+            yield stage
+            sync(place.file)
+            place.say(file=identity(place.file))
+            with held():
+                stage.warnings += _replace_file(place.file, path, before)
+                PUBLISHED.append(path)
+                stage.warnings += _close(place)
+        except BaseException:
+            if place.folder.exists():
+                place.close()
+            raise
 
 
 def _replace_file(new: Path, path: Path, before: Signature | None) -> list[str]:

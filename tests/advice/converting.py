@@ -377,6 +377,7 @@ ROWS = [
     Row(REPLACEABLE, " already.", _graph(), plus("--overwrite")),
     Row(REPLACEABLE, " that neoconvert did not write", _graph(lambda: write("m/model.onnx", "mine"), "--overwrite"), _moved("m/model.onnx")),
     Row(TELLING, "The system refused", _refused_by_the_system(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")), _passed("Free some space")),
+    Row(TELLING, "The system refused", _refused_by_the_system(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "out")), _passed("--max-shard-size 1GB", "--max-shard-size", "1GB")),
     Row(TELLING, "There is not enough memory", _refused_by_the_system(MemoryError()), _passed("--effort quick", "--effort", "quick")),
     Row(TELLING, "A library is installed here", _refused_by_the_system(ImportError("no ABI", name="numpy")), _passed("Install that library again")),
     Row(TELLING, "A fault of neoconvert", _faulty, _debug),
