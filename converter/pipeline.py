@@ -115,7 +115,7 @@ def convert(
         graph.require_possible(plan.config, plan.nbytes)
     if writing.dry_run:
         return Conversion(route, output, plan, False, None, None, writing.graph_alone)
-    checking.require_device()
+    checking.require_possible()
     with (
         staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged,
         ExitStack() as opened,

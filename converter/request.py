@@ -22,7 +22,7 @@ from converter.progress import Progress, silent
 from converter.route import Processing, Route
 from converter.routing import REVERSES, Reverse, has_ledger, plain, processing, reversing
 from converter.verification import Verification, verify
-from converter.verification.loading import resolve_device
+from converter.verification.loading import require_docstrings, resolve_device
 from converter.verification.probes import EFFORTS, Effort
 
 if TYPE_CHECKING:
@@ -143,12 +143,14 @@ class Checking:
         """What provenance keeps: how much is proved. None: nothing is."""
         return {"runtime": self.runtime, "effort": self.effort} if self.check else None
 
-    def require_device(self) -> None:
+    def require_possible(self) -> None:
         """
         Raises:
-            CannotDoHere: the device asked for is not here; told before an hour's work.
+            CannotDoHere: the device asked for is not here, or no model can run; told before an
+                hour's work.
         """
         if self.check:
+            require_docstrings()
             resolve_device(str(self.device))
 
     def verify(

@@ -290,3 +290,15 @@ def test_a_name_on_the_command_line_forges_nothing(arguments: list[str]) -> None
     assert (result.exit_code, "Error: none" in result.stderr) == (2, True)
     assert not {"\x1b", "\r"} & set(result.stderr)
     assert "\nError: none" not in result.stderr
+
+
+def test_python_without_docstrings(hf: Path) -> None:
+    """Of which transformers makes code: what runs no model does all it does elsewhere."""
+    env = {**os.environ, "PYTHONOPTIMIZE": "2"}
+    done = process("hf-to-tl", hf, hf.parent / "o", "--effort", "quick", env=env)
+    assert (done.returncode, len(done.stderr.splitlines())) == (4, 3)
+    assert b"PYTHONOPTIMIZE=2" in done.stderr
+    assert not (hf.parent / "o").exists()
+    assert process("hf-to-tl", hf, hf.parent / "o", "--no-verify", env=env).returncode == 0
+    assert process("verify", hf, hf.parent / "o", "--check", "weights", env=env).returncode == 0
+    assert process("verify", hf, hf.parent / "o", "--effort", "quick", env=env).returncode == 4

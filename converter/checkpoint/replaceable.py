@@ -125,7 +125,7 @@ def require_free(path: Path, *, mark: bytes, overwrite: bool) -> Signature | Non
             f"There is a {path.name} that neoconvert did not write, or as another kind of file, or that"
             " was changed since.",
             where=str(path),
-            do="Name another file, or move this one elsewhere first. Only what neoconvert wrote is ever"
-            " replaced, by its like.",
+            do="Move it elsewhere first, or name another file. Only what neoconvert wrote is ever replaced,"
+            " and by its like.",
         )
     return signature(path)

@@ -21,7 +21,7 @@ from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 from converter.errors import TensorMismatch
 from converter.layout import buffers, expand
-from converter.verification.loading import installed
+from converter.verification.loading import installed, require_docstrings
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,7 @@ def hf_model(
         dtype: None: float32.
         state: the tensors, which the model makes its own; None: read from the checkpoint.
     """
+    require_docstrings()
     import torch
     from transformers import AutoModelForCausalLM, GPTNeoForCausalLM
 
@@ -127,6 +128,7 @@ def hooked_model(
 ) -> Any:
     """HookedTransformer(cfg) with the file's weights, in `dtype` or the dtype that cfg states.
     `state`: see `hf_model`."""
+    require_docstrings()
     import torch
 
     with quiet():
@@ -189,6 +191,7 @@ def bridge_model(
         TensorMismatch: the bridge does not hold what was loaded into it (config.json ties
             embedding and head, the file does not).
     """
+    require_docstrings()
     import torch
 
     dtype = dtype or getattr(torch, NAMES[checkpoint.dtype])

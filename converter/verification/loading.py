@@ -76,6 +76,20 @@ def require_bridge(what: object, do: str) -> None:
         )
 
 
+def require_docstrings() -> None:
+    """
+    Raises:
+        CannotDoHere: Python has left docstrings out, of which transformers makes code.
+    """
+    if not require_docstrings.__doc__:
+        raise CannotDoHere(
+            "transformers cannot run models where Python leaves docstrings out.",
+            where="python -OO, or PYTHONOPTIMIZE=2",
+            do="Run it without -OO, and with PYTHONOPTIMIZE unset; or run no model: --no-verify where"
+            " files are written, --check weights where they are verified.",
+        )
+
+
 def opens_by(layout: Layout) -> tuple[str, ...]:
     """What to say of files whose layout is not that of the TransformerLens installed here."""
     found = installed("transformer-lens")

@@ -376,6 +376,7 @@ ROWS = [
     Row(REPLACEABLE, "OUTPUT holds nothing that", wrong(lambda: write("out/mine.txt", "mine"), convert("--overwrite")), _moved("out/mine.txt")),
     Row(REPLACEABLE, " already.", _graph(), plus("--overwrite")),
     Row(REPLACEABLE, " that neoconvert did not write", _graph(lambda: write("m/model.onnx", "mine"), "--overwrite"), _moved("m/model.onnx")),
+    Row(REPLACEABLE, "or as another kind of file", prepared(quick("--report", "m/model.onnx"), _graph()), instead("m/model.onnx", "r.html"), "name another file"),
     Row(TELLING, "The system refused", _refused_by_the_system(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")), _passed("Free some space")),
     Row(TELLING, "The system refused", _refused_by_the_system(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "out")), _passed("--max-shard-size 1GB", "--max-shard-size", "1GB")),
     Row(TELLING, "There is not enough memory", _refused_by_the_system(MemoryError()), _passed("--effort quick", "--effort", "quick")),

@@ -164,6 +164,26 @@ def _hooked_in_4() -> Asked:
     return ask
 
 
+def _without_docstrings() -> Asked:
+    hf()
+
+    def ask() -> None:
+        with mock.patch.object(loading.require_docstrings, "__doc__", None):
+            converter.hf_to_tl("m", "out", layout="bridge", effort="quick")
+
+    return ask
+
+
+def _without_a_model(do: str, _: Asked) -> Asked:
+    """The files are written under the same -OO, and their weights verified."""
+    assert "--no-verify" in do
+    assert "--check weights" in do
+    with mock.patch.object(loading.require_docstrings, "__doc__", None):
+        run(convert())
+        run(["verify", "m", "out", "--check", "weights"])
+    return lambda: converter.verify("m", "out", effort="quick")
+
+
 def _bridge_in_2() -> Asked:
     hf()
 
@@ -303,6 +323,7 @@ ROWS = [
     Row("verification/probes.py", "There is no tokenizer.json", _without_tokenizer, _tokenizer),
     Row(LOADING, "There is no device", verify("--device", "cuda:77"), instead("cuda:77", "cpu")),
     Row(LOADING, "HookedTransformer was removed", _hooked_in_4, then(lambda: converter.to_bridge("tl"), "converter.to_bridge(directory)")),
+    Row(LOADING, "transformers cannot run models", _without_docstrings, _without_a_model),
     Row(LOADING, "TransformerBridge needs", _bridge_in_2, then(lambda: converter.to_bridge("m"), "Upgrade transformer-lens")),
     Row(LOADING, "This is a checkpoint in the", call(lambda: converter.load_bridge("m")), then(lambda: converter.to_bridge("m"), "converter.to_bridge(directory)")),
     Row(REMOTE, "The interpreter cannot be started", _interpreter("no program"), instead("python", sys.executable)),
