@@ -7,6 +7,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,9 +68,12 @@ class Runtime(ABC):
 
 @dataclass
 class Library(Runtime):
-    """A module of transformers or TransformerLens."""
+    """A module of transformers or TransformerLens, in float32."""
 
     model: Any
+    in_float64: Callable[[], Any] | None = None
+    """Loads it in float64, where it is stored so: float32 rounds such weights. None: the model has
+    the stored numbers."""
 
     def runs(self, probe: Probe) -> bool:
         # HookedTransformer takes no position ids.
@@ -91,12 +95,12 @@ class Library(Runtime):
 
         from converter.verification.lifted import casts_lifted
 
-        length = probe.tokens.shape[1]
+        length, wide = probe.tokens.shape[1], self._wide
         ends = [length] if probe.prefill is None else [*range(probe.prefill, length), length]
-        cache, pieces = self._empty_cache(probe), []
+        cache, pieces = wide._empty_cache(probe), []
         with torch.inference_mode(), casts_lifted():
             for start, end in zip([0, *ends], ends, strict=False):
-                logits, cache = self._step(probe, start, end, cache)
+                logits, cache = wide._step(probe, start, end, cache)
                 pieces.append(logits)
         if any(piece.dtype is not torch.float64 for piece in pieces):
             raise NotComparable(f"{self.what} gives {pieces[0].dtype} whatever it is asked for")
@@ -114,6 +118,13 @@ class Library(Runtime):
             for handle in handles:
                 handle.remove()
         return found
+
+    @cached_property
+    def _wide(self) -> Library:
+        """The same with the numbers that are stored."""
+        if self.in_float64 is None:
+            return self
+        return replace(self, model=self.in_float64(), in_float64=None)
 
     @property
     def _hooked(self) -> bool:
@@ -218,19 +229,23 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
     lens = installed("transformer-lens")
     if lens and checkpoint.layout != "hf":
         _require_lens(lens)
+
+    def library(name: str, version: str, load: Callable[..., Any]) -> Library:
+        model = load(checkpoint, where, torch.float32)
+        what = type(model).__name__
+        if load is hf_model and checkpoint.merged and installed("peft"):
+            what += f" with peft {installed('peft')}"
+        rounded = any(stored.code == "F64" for stored in checkpoint.stored.values())
+        again = partial(load, checkpoint, where, torch.float64) if rounded else None
+        return Library(name, what, version, where, model, again)
+
     try:
         if checkpoint.layout == "hf":
-            model = hf_model(checkpoint, where)
-            name = type(model).__name__
-            if checkpoint.merged and installed("peft"):
-                name += f" with peft {installed('peft')}"
-            return Library("transformers", name, installed("transformers"), where, model)
+            return library("transformers", installed("transformers"), hf_model)
         if checkpoint.layout == "hooked" and has_hooked_transformer():
-            model = hooked_model(checkpoint, where, torch.float32)
-            return Library("transformer_lens", "HookedTransformer", lens, where, model)
+            return library("transformer_lens", lens, hooked_model)
         if checkpoint.layout == "bridge" and has_bridge():
-            model = bridge_model(checkpoint, where, torch.float32)
-            return Library("transformer_lens", "TransformerBridge", lens, where, model)
+            return library("transformer_lens", lens, bridge_model)
     except (
         NeoconvertError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
         AssertionError, OSError, StrictDataclassError, SafetensorError,

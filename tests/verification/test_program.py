@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.layout import Layout
+from converter.layout import LAYOUTS, Layout
 from converter.onnx import export
 from converter.opening import open_artifact
 from converter.verification import Verification, twin, verify
@@ -34,7 +34,7 @@ from converter.verification.program import (
 )
 from converter.verification.runtimes import open_runtime
 from tests.marks import needs_hooked
-from tests.models import random_hf
+from tests.models import random_hf, write_as
 from tests.verification.graph import Graph, make
 from tests.verification.graph_faults import GRAPH_FAULTS
 
@@ -75,7 +75,7 @@ def require_same(
     assert ("cache" in {probe.name for probe in found.probes}) == cache
 
 
-@pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
+@pytest.fixture(scope="module", params=["float64", "float32", "float16", "bfloat16"])
 def hard(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """Gains over four decades, attention that is nearly one-hot."""
     name = str(request.param)
@@ -569,6 +569,76 @@ def test_a_verification_has_evidence_of_each_subject(
         ("model.onnx", "arithmetic"): "same",
     }
     assert all(str(evidence) in found.summary() for evidence in found.evidence)
+
+
+@pytest.fixture(scope="module", params=["all", "one block's"])
+def precise(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in float64 that float32 cannot hold: all of them, or one matrix."""
+    path = random_hf(tmp_path_factory.mktemp("precise") / "m", dtype="float64")
+    if request.param != "all":
+        file = path / "model.safetensors"
+        kept = "transformer.h.1.mlp.c_fc.weight"
+        tensors = {
+            name: tensor if name == kept else tensor.astype(np.float32)
+            for name, tensor in load_file(file).items()
+        }
+        save_file(tensors, file, metadata={"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("process", ["none", "default"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float64_weights_are_verified_in_every_layout(
+    layout: Layout, process: str, precise: Path, tmp_path: Path
+) -> None:
+    """To TransformerLens with a graph, and back; or processed in Hugging Face's own layout."""
+    there, back = tmp_path / "there", tmp_path / "back"
+    options: dict[str, Any] = {"process": process, "effort": "quick"}
+    if layout == "hf":
+        made = converter.bake(precise, there, **options)
+    else:
+        options |= {"ledger": "exact"} if process != "none" else {}
+        made = converter.hf_to_tl(precise, there, layout=layout, graph=converter.Graph(), **options)  # fmt: skip
+        undone = converter.tl_to_hf(there, back, effort="quick")
+        assert undone.verification is not None
+        assert undone.verification.passed
+        before, after = (load_file(path / "model.safetensors") for path in (precise, back))
+        assert all(np.array_equal(after[name], tensor) for name, tensor in before.items())
+        if process != "none":
+            functional = converter.tl_to_hf(there, tmp_path / "plain", reverse="functional", effort="quick")  # fmt: skip
+            assert functional.verification is not None
+            assert functional.verification.passed
+    assert made.verification is not None
+    assert made.verification.passed
+    links = {(e.link, e.outcome) for e in made.verification.evidence}
+    assert ("program", "same") in links or not has_hooked_transformer()
+
+
+def test_float64_weights_in_memory_are_verified(precise: Path, tmp_path: Path) -> None:
+    from transformers import GPTNeoForCausalLM
+
+    kind: Any = GPTNeoForCausalLM
+    model = kind.from_pretrained(precise, dtype=torch.float64)
+    found = converter.verify(model, converter.bake(model, tmp_path / "o", process="none").output)
+    assert found.passed, found.summary()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_last_bit_of_float64_is_seen(layout: Layout, precise: Path, tmp_path: Path) -> None:
+    """By the weights, whatever software then runs them."""
+    original = open_checkpoint(precise)
+
+    def nudged(key: str, value: np.ndarray) -> np.ndarray:
+        if key == "blocks.1.mlp.W_in":
+            value = value.copy()
+            value.reshape(-1).view(np.uint64)[5] ^= np.uint64(1)
+        return value
+
+    artifact = write_as(original, tmp_path / "o", layout, edit=nudged)
+    found = verify(original, artifact, effort="quick")
+    outcomes = {e.link: e.outcome for e in found.evidence}
+    assert outcomes["weights"] == "differs", found.summary()
+    assert outcomes["program"] != "differs", found.summary()
 
 
 def test_few_probes_are_the_first_of_their_kinds_cut_short(original: Checkpoint) -> None:
