@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import ml_dtypes
@@ -38,6 +38,12 @@ def code_stated(name: object) -> str | None:
     """`"half"` -> `"F16"`: a dtype by any of torch's names; None for what is none of ours."""
     plain = {"half": "float16", "float": "float32", "double": "float64"}.get(str(name), name)
     return {v: k for k, v in NAMES.items()}.get(str(plain))
+
+
+def holding(codes: Iterable[str]) -> str:
+    """The narrowest dtype that holds whatever these hold."""
+    found = set(codes)
+    return found.pop() if len(found) == 1 else "F64" if "F64" in found else "F32"
 
 
 def nbytes(shape: tuple[int, ...], code: str) -> int:

@@ -150,9 +150,7 @@ class _Made:
         """The narrowest dtype that holds every tensor as it is."""
         import torch
 
-        codes = {stored.code for stored in self.checkpoint.stored.values()}
-        code = codes.pop() if len(codes) == 1 else "F64" if "F64" in codes else "F32"
-        result: torch.dtype = getattr(torch, NAMES[code])
+        result: torch.dtype = getattr(torch, NAMES[self.checkpoint.dtype])
         return result
 
 
@@ -168,7 +166,7 @@ def _made(
     code, source = code_asked(dtype), opened(given)
     route = _route(source, layout, process, reverse, recast=code is not None)
     plan = make_plan(route, layout, dtype=code)
-    tl = sidecar.cfg(route, plan) if layout == "hooked" else None
+    tl = sidecar.cfg(route, plan, recast=True) if layout == "hooked" else None
     hf = sidecar.hf_config(route, plan, recast=True) if layout != "hooked" else None
     memory = Memory(plan)
     stream(route, plan, memory, None, progress or silent)

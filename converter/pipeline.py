@@ -110,7 +110,9 @@ def convert(
     plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
     sidecar.require_copyable(source.source)
     if layout == "hooked":
-        sidecar.cfg(route, plan)  # an activation that TL lacks is refused before a weight is read
+        sidecar.cfg(
+            route, plan, recast=False
+        )  # an activation that TL lacks is refused before a weight is read
     if graph is not None:
         graph.require_possible(plan.config, plan.nbytes)
     if writing.dry_run:

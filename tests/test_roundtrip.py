@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
-from converter.convert import hf_to_tl, tl_to_hf
+from converter.convert import bake, hf_to_tl, tl_to_hf
 from converter.errors import CorruptFile
+from converter.exporting import Graph
 from converter.layout import Layout
 from converter.pipeline import convert
 from converter.request import Checking, Writing
 from converter.routing import plain
 from converter.verification import verify
 from tests.checkpoints import Recipe, read_all, recipes, same, tensors_of, write_hf
+from tests.models import random_hf
 
 UNCHECKED = Checking(check=False)
 layouts = st.sampled_from(["hooked", "bridge"])
@@ -117,6 +119,36 @@ def test_a_tied_head_stored_twice_is_written_once(tmp_path: Path) -> None:
     done = tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
     assert same(read_all(tmp_path / "back"), tensors)
     assert done.plan.dropped["unembed.weight"] == "the embedding again"
+
+
+@pytest.mark.parametrize("stated", ["float32", "float16", None])
+def test_weights_of_several_dtypes_open_as_before(stated: str | None, tmp_path: Path) -> None:
+    """As a frozen or quantised-for-training embedding is kept: it is 16-bit, the rest is not."""
+    source = random_hf(tmp_path / "hf")
+    tensors = load_file(source / "model.safetensors")
+    tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"].astype(np.float16)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text()) | {"dtype": stated}
+    (source / "config.json").write_text(json.dumps(config))
+
+    def said(directory: Path) -> str | None:
+        name = "cfg.json" if (directory / "cfg.json").exists() else "config.json"
+        found: str | None = json.loads((directory / name).read_text()).get("dtype")
+        return found
+
+    for layout in ("hooked", "bridge"):
+        there, back = tmp_path / layout, tmp_path / f"{layout}-back"
+        hf_to_tl(source, there, layout=layout, effort="quick")
+        tl_to_hf(there, back, check=False)
+        assert same(read_all(back), tensors)
+        # TransformerLens's own config rounds nothing.
+        assert said(there) == ("float32" if layout == "hooked" else stated)
+        assert said(back) == (stated if layout == "bridge" or stated is None else "float32")
+    bake(source, tmp_path / "baked", effort="quick")
+    bake(source, tmp_path / "same", process="none", graph=Graph(), effort="quick")
+    assert said(tmp_path / "baked") == said(tmp_path / "same") == stated
+    bake(source, tmp_path / "half", process="none", dtype="bfloat16", check=False)
+    assert said(tmp_path / "half") == "bfloat16"
 
 
 def test_without_provenance_the_config_is_rebuilt(tmp_path: Path) -> None:

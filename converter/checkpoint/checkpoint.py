@@ -19,7 +19,7 @@ from converter.checkpoint.source import Source, find
 from converter.checkpoint.standard import holds_weights
 from converter.checkpoint.vocabulary import misfit
 from converter.choices import flags, of_kind, place
-from converter.dtypes import CODES, cast, same_bits
+from converter.dtypes import CODES, cast, code_stated, holding, same_bits
 from converter.errors import UnknownTensor
 from converter.layout import EMBEDDING, HEAD, Layout, Slot, buffers, expand
 from converter.piecewise import Index, Piecewise, cut
@@ -97,11 +97,17 @@ class Checkpoint:
         """Whether the files hold query, key and value biases."""
         return any(key.endswith(".b_Q") for key in self.stored)
 
-    @property
+    @cached_property
     def dtype(self) -> str:
-        """The storage dtype (safetensors code): that of the embedding."""
-        embedding = self.stored.get(EMBEDDING)
-        return self.storage.get(EMBEDDING, embedding.code) if embedding else "F32"
+        """The storage dtype (safetensors code): where they differ, the one that holds them all."""
+        return holding(map(self.storage_code, self.stored))
+
+    @property
+    def stated_dtype(self) -> str | None:
+        """The dtype that the config beside the weights states, in which their library opens them."""
+        beside = self.source.tl_config if self.layout == "hooked" else self.source.hf_config
+        said = beside or {}
+        return code_stated(str(said.get("dtype") or said.get("torch_dtype")).removeprefix("torch."))
 
     @property
     def headless(self) -> bool:

@@ -16,6 +16,7 @@ from converter.checkpoint.config import Json
 from converter.checkpoint.reader import TorchReader, plain
 from converter.checkpoint.source import LEDGER, Source
 from converter.choices import place
+from converter.dtypes import NAMES
 from converter.errors import (
     BadInput,
     ConfigError,
@@ -92,7 +93,6 @@ def open_model(
     _require_there(state, where)
     if hf is not None and tl is None:
         _tie(state, hf)
-        _state_dtype(state, hf)
     source = Source(
         given=str(where),
         path=where,
@@ -108,7 +108,7 @@ def open_model(
         tokenizer_is_own=tokenizer is not None,
     )
     try:
-        return read_checkpoint(source)
+        found = read_checkpoint(source)
     except (MissingTensor, UnknownTensor) as error:
         if not any(_INSIDE in tensor for tensor in state):
             raise
@@ -117,6 +117,8 @@ def open_model(
             where=error.where,
             do="Give the bridge itself, or its own state_dict().",
         ) from error
+    _state_dtype(found.dtype, (hf if tl is None else tl) or {})
+    return found
 
 
 def _with_ledger(given: str | Path | None) -> Path | None:
@@ -249,9 +251,6 @@ def _tie(state: dict[str, Any], hf: Json) -> None:
             del state[head]
 
 
-def _state_dtype(state: Mapping[str, Any], hf: Json) -> None:
+def _state_dtype(code: str, config: Json) -> None:
     """After `model.half()` the config still states the old dtype."""
-    for name in ("transformer.wte.weight", "embed.weight", "wte.weight"):
-        if name in state:
-            field = "torch_dtype" if "torch_dtype" in hf else "dtype"
-            hf[field] = str(state[name].dtype).removeprefix("torch.")
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = NAMES[code]

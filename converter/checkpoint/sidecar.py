@@ -14,8 +14,7 @@ from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import Source, called
 from converter.checkpoint.tl_config import to_tl
-from converter.dtypes import NAMES
-from converter.layout import EMBEDDING
+from converter.dtypes import NAMES, holding
 
 if TYPE_CHECKING:
     from converter.route import Route
@@ -33,7 +32,7 @@ def write(
     """
     source = route.source
     if plan.layout == "hooked":
-        _write_json(stage / "cfg.json", cfg(route, plan))
+        _write_json(stage / "cfg.json", cfg(route, plan, recast=recast))
     if plan.layout != "hooked" or graph is not None:
         config = hf_config(route, plan, recast=recast) | (graph or {})
         _write_json(stage / "config.json", config)
@@ -59,7 +58,7 @@ def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:
     """HF's config.json. `recast`: the storage dtype was asked for."""
     base = route.source.original_hf_config
     says = recast or base is None or any(base.get(n) for n in ("dtype", "torch_dtype"))
-    dtype = _dtype(plan) if says else None
+    dtype = _dtype(route, plan, recast) if says else None
     return to_hf(plan.config, base, tied=route.tied, dtype=dtype)
 
 
@@ -71,15 +70,23 @@ def generation_config(source: Checkpoint, config: dict[str, Any]) -> dict[str, A
     return {"_from_model_config": True} | {k: v for k, v in tokens.items() if v is not None}
 
 
-def cfg(route: Route, plan: Plan) -> dict[str, Any]:
+def cfg(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:
     """TransformerLens's config. NotRepresentable where TL lacks the activation."""
     source = route.source
     name = called(source.source.given) if source.source.place else "gpt-neo"
-    return to_tl(plan.config, source.original_tl_config, dtype=_dtype(plan), model_name=name)
+    dtype = _dtype(route, plan, recast)
+    return to_tl(plan.config, source.original_tl_config, dtype=dtype, model_name=name)
 
 
-def _dtype(plan: Plan) -> str:
-    return NAMES[next(t.code for t in plan.tensors if t.slot.key == EMBEDDING)]
+def _dtype(route: Route, plan: Plan, recast: bool) -> str:
+    """What a config is to state. What the source's does, where one library opens both, and so opens
+    them alike; else, and where a dtype was asked for, what rounds no weight."""
+    source, codes = route.source, {tensor.code for tensor in plan.tensors}
+    if not recast and (stated := source.stated_dtype):
+        if (source.layout == "hooked") == (plan.layout == "hooked"):
+            return NAMES[stated]
+        codes.add(stated)
+    return NAMES[holding(codes)]
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

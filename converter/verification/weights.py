@@ -9,7 +9,7 @@ import numpy as np
 
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf
-from converter.dtypes import CODES, NAMES, cast, code_stated
+from converter.dtypes import CODES, NAMES, cast
 from converter.errors import NotRepresentable, TensorMismatch
 from converter.progress import Progress, silent
 from converter.route import Route
@@ -131,7 +131,7 @@ def compare_weights(
 def rounded_when_loaded(route: Route, artifact: Checkpoint) -> tuple[str, ...]:
     """The dtype that the artifact's config states, where loading rounds its weights to that."""
     stated = _stated_dtype(artifact)
-    if stated is None or stated == _stated_dtype(route.source):
+    if stated is None or stated == route.source.stated_dtype:
         return ()
     for key, stored in artifact.stored.items():
         if stored.code == stated or CODES[stored.code].itemsize < CODES[stated].itemsize:
@@ -144,15 +144,8 @@ def rounded_when_loaded(route: Route, artifact: Checkpoint) -> tuple[str, ...]:
 
 def _stated_dtype(checkpoint: Checkpoint) -> str | None:
     """The dtype that its library loads it in by default. TransformerBridge goes by none."""
-    source = checkpoint.source
-    if checkpoint.graph is not None:
-        return None
-    if checkpoint.layout == "hf" and source.hf_config is not None:
-        said = source.hf_config
-        return code_stated(said.get("dtype") or said.get("torch_dtype"))
-    if checkpoint.layout == "hooked" and source.tl_config is not None:
-        return code_stated(str(source.tl_config.get("dtype")).removeprefix("torch."))
-    return None
+    loaded = checkpoint.graph is None and checkpoint.layout != "bridge"
+    return checkpoint.stated_dtype if loaded else None
 
 
 def _norms_matter(checkpoint: Checkpoint) -> bool:
