@@ -440,6 +440,35 @@ def test_the_model_inside_a_bridge(suffix: str, hf: Path, tmp_path: Path) -> Non
     assert same(read_all(tmp_path / "back"), read_all(hf))
 
 
+FORKED = ["lm_head.bias", "transformer.h.1.attn.attention.q_proj.bias"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("name", FORKED)
+def test_biases_that_gpt_neo_has_not_make_no_bridge(
+    name: str, value: float, prefix: str, hf: Path, tmp_path: Path
+) -> None:
+    """As of a fork: transformers opens such a directory, and computes without them."""
+    state = _state(hf)
+    shape = (37,) if name.startswith("lm_head") else (16,)
+    forked = _prefixed({**state, name: torch.full(shape, value)}, prefix)
+    source = open_checkpoint(_with(hf, tmp_path / "m", forked))
+    assert source.layout == "hf"
+    assert source.dropped[name].startswith("not zero" if value else "zero")
+    _comes_back(source, hf, tmp_path)
+    result = CliRunner().invoke(main, ["bake", str(tmp_path / "m"), str(tmp_path / "o"), "--no-verify"])  # fmt: skip
+    assert result.exit_code == 0
+    assert f"left out {name}" in result.output
+    assert ("transformers ignores it" in result.output) == bool(value)
+
+
+def test_biases_of_another_shape_have_no_place(hf: Path, tmp_path: Path) -> None:
+    state = _state(hf) | {FORKED[0]: torch.ones(38)}
+    with pytest.raises(UnknownTensor, match=r"lm_head\.bias"):
+        open_checkpoint(_with(hf, tmp_path / "m", state))
+
+
 def test_a_bridges_own_cfg_is_not_read(hf: Path, tmp_path: Path) -> None:
     bridge = _bridge(hf)
     pair = bridge.cfg.to_dict(), {n: t.clone() for n, t in bridge.state_dict().items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import read_config
-from converter.checkpoint.matching import match, require_present, share_tied
+from converter.checkpoint.matching import match, require_present, share_tied, take_biases
 from converter.checkpoint.reader import Reader, Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
@@ -258,6 +258,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
             do="Save the weights as dense float64, float32, float16 or bfloat16 tensors.",
         )
     found = {name: stored for name, stored in seen.found.items() if name not in known}
+    dropped |= take_biases(layout, slots, found, config, source)
     stored = match(slots, found, source)
     share_tied(layout, stored, source, notes)
     if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:

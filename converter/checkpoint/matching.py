@@ -7,7 +7,10 @@ from converter.checkpoint.fitting import mismatch
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source
 from converter.errors import MissingTensor, UnknownTensor
-from converter.layout import EMBEDDING, HEAD, Layout, Slot
+from converter.layout import EMBEDDING, HEAD, Layout, Slot, no_biases
+
+ZERO_BIAS = "zero; GPT-Neo has no such bias"
+IGNORED_BIAS = "not zero, but GPT-Neo has no such bias: transformers ignores it too"
 
 
 def match(slots: dict[str, Slot], found: dict[str, Stored], source: Source) -> dict[str, Stored]:
@@ -23,6 +26,24 @@ def match(slots: dict[str, Slot], found: dict[str, Stored], source: Source) -> d
         if stored.shape != by_name[name].shape:
             raise mismatch(by_name[name], stored, source)
     return {by_name[name].key: stored for name, stored in found.items()}
+
+
+def take_biases(
+    layout: Layout,
+    slots: dict[str, Slot],
+    found: dict[str, Stored],
+    config: NeoConfig,
+    source: Source,
+) -> dict[str, str]:
+    """Take out the biases that GPT-Neo has no place for: their names, each with the reason."""
+    taken: dict[str, str] = {}
+    for name, key in no_biases(layout, config.n_layers).items():
+        if name in found and found[name].shape == slots[key].shape:
+            stored = found.pop(name)
+            reader = next(r for r in source.readers if stored.name in r.tensors)
+            zero = not reader.read(stored.name).any()
+            taken[name] = ZERO_BIAS if zero else IGNORED_BIAS
+    return taken
 
 
 def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes: list[str]) -> None:

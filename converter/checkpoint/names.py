@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from converter.layout import BUFFERS, TABLE, Layout
+from converter.layout import BUFFERS, NO_BIAS, TABLE, Layout
 
 LAYER = "{i}"
 TRUNK = "transformer"
@@ -20,6 +20,8 @@ TRUNK = "transformer"
 _IN_TRUNK = ("wte", "wpe", "h", "ln_f")
 _ATTENTION = "attention"
 """HF's name for the module in `attn`, which the bridge has no word for."""
+_WRAPPED = "_original_component"
+"""Where TransformerBridge keeps a module of the model that it wraps: no name of another has it."""
 _WEIGHTS: tuple[Layout, ...] = ("hf", "hooked", "bridge")
 
 
@@ -66,12 +68,13 @@ class Reading:
 def read_names(names: Iterable[str]) -> list[Reading]:
     """The layouts in which these names are a model's, the one that leaves fewest unread first."""
     names = list(names)
+    in_bridge = any(_WRAPPED in name.split(".") for name in names)
     readings = []
     for layout in _WEIGHTS:
         reads: dict[str, list[Read]] = {}
         left = []
         for name in names:
-            if read := _read(name, layout):
+            if read := _read(name, layout, in_bridge=in_bridge):
                 reads.setdefault(read.weight, []).append(read)
             else:
                 left.append(name)
@@ -80,9 +83,10 @@ def read_names(names: Iterable[str]) -> list[Reading]:
     return sorted(readings, key=lambda reading: len(reading.left))
 
 
-def _read(name: str, layout: Layout) -> Read | None:
+def _read(name: str, layout: Layout, *, in_bridge: bool) -> Read | None:
     segments = name.split(".")
-    own = [_BRIDGE.get(s, s) for s in segments] if layout == "bridge" else segments
+    mixed = in_bridge and layout == "bridge"
+    own = [_BRIDGE.get(s, s) for s in segments] if mixed else segments
     vocabulary, by_last = _endings(layout)
     for ending, template in by_last.get(own[-1], ()):
         layer, inside, at = "", [], len(own)
@@ -127,6 +131,7 @@ def _templates(layout: Layout) -> Iterator[str]:
         if name := getattr(row, layout):
             yield name
     yield from BUFFERS[layout]
+    yield from NO_BIAS if layout == "hf" else ()
 
 
 def _bridge_words() -> dict[str, str]:

@@ -6,6 +6,7 @@ from converter.layout.table import (
     EMBEDDING,
     HEAD,
     LAYOUTS,
+    NO_BIAS,
     TABLE,
     Layout,
     Row,
@@ -13,6 +14,7 @@ from converter.layout.table import (
     Unit,
     buffers,
     expand,
+    no_biases,
 )
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "EMBEDDING",
     "HEAD",
     "LAYOUTS",
+    "NO_BIAS",
     "TABLE",
     "Layout",
     "Op",
@@ -31,4 +34,5 @@ __all__ = [
     "axes",
     "buffers",
     "expand",
+    "no_biases",
 ]

@@ -106,6 +106,13 @@ BUFFERS: dict[Layout, tuple[str, ...]] = {
     "hooked": ("blocks.{i}.attn.mask", "blocks.{i}.attn.IGNORE"),
     "bridge": (),
 }
+NO_BIAS: dict[str, str] = {
+    # Biases that others' code has where GPT-Neo has none, by HF name. transformers ignores them.
+    "transformer.h.{i}.attn.attention.q_proj.bias": "blocks.{i}.attn.b_Q",
+    "transformer.h.{i}.attn.attention.k_proj.bias": "blocks.{i}.attn.b_K",
+    "transformer.h.{i}.attn.attention.v_proj.bias": "blocks.{i}.attn.b_V",
+    "lm_head.bias": "unembed.b_U",
+}
 # fmt: on
 
 
@@ -187,3 +194,11 @@ def expand(layout: Layout, sizes: Sizes, n_layers: int) -> dict[str, Slot]:
 def buffers(layout: Layout, n_layers: int) -> set[str]:
     """Names of the known buffers that a file of this layout may hold beside its weights."""
     return {name.format(i=i) for name in BUFFERS[layout] for i in range(n_layers)}
+
+
+def no_biases(layout: Layout, n_layers: int) -> dict[str, str]:
+    """Names of biases that a file of this layout may hold for nothing -> what they would be."""
+    named = NO_BIAS if layout == "hf" else {}
+    return {
+        name.format(i=i): key.format(i=i) for name, key in named.items() for i in range(n_layers)
+    }
