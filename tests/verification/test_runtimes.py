@@ -21,6 +21,7 @@ from converter.verification import load_bridge, load_hooked, loading, standard_p
 from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.loading import has_hooked_transformer
 from converter.verification.measuring import measure
+from converter.verification.probes import Probe
 from converter.verification.reference import forward
 from converter.verification.runtimes import open_runtime
 from converter.verification.subjects import subjects_of
@@ -124,6 +125,21 @@ def test_what_a_library_refuses_is_a_typed_error(original: Checkpoint, there: Pa
     (there / "config.json").write_text(json.dumps(config | {"hidden_size": 15}))
     with pytest.raises(BadInput, match="refuses the checkpoint"):
         open_runtime(checkpoint, "cpu")
+
+
+@pytest.mark.parametrize("layout", ["hf", "bridge"])
+@pytest.mark.parametrize(
+    "returned",
+    [{"return_dict": False}, {"use_cache": False, "output_hidden_states": True, "output_attentions": True}],
+    ids=lambda fields: next(iter(fields)),
+)  # fmt: skip
+def test_what_a_config_has_returned_beside_logits_changes_none(
+    layout: Layout, returned: dict[str, bool], original: Checkpoint, there: Path
+) -> None:
+    runtime = open_runtime(open_checkpoint(write_as(original, there, layout, config=returned)), "cpu")  # fmt: skip
+    probe = Probe("cache", np.arange(9)[None], np.arange(9)[None] > 1, prefill=4)
+    exact = forward(original, [probe], dtype=torch.float64).logits(0)
+    assert float((runtime.exact_logits(probe) - exact)[:, 2:].abs().max()) < 1e-10
 
 
 @needs_hooked
