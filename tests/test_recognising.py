@@ -400,6 +400,29 @@ def test_a_tied_file_that_kept_the_head_in_shards(hf: Path, tmp_path: Path) -> N
         open_checkpoint(tmp_path / "m")
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_an_index_that_lists_the_tied_head(prefix: str, hf: Path, tmp_path: Path) -> None:
+    state = _prefixed(_state(hf), prefix)
+    source = _with(hf, tmp_path / "m", state)
+    names = [*state, f"{prefix}lm_head.weight"]
+    (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
+    index = source / "model.safetensors.index.json"
+
+    def write(names: list[str]) -> None:
+        weight_map = dict.fromkeys(names, "model-00001-of-00001.safetensors")
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    write(names)
+    assert "which no shard holds" in _comes_back(open_checkpoint(source), hf, tmp_path)[0]
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(BadInput, match=r"missing: lm_head\.weight"):
+        open_checkpoint(source)
+    write([*names, f"{prefix}transformer.wpe.bias"])
+    with pytest.raises(BadInput, match="The index says"):
+        open_checkpoint(source)
+
+
 def test_an_untied_file_without_its_embedding(tmp_path: Path) -> None:
     random_hf(tmp_path / "hf", tied=False)
     state = load_file(tmp_path / "hf/model.safetensors")

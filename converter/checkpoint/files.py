@@ -49,6 +49,14 @@ class Files:
                         do="Remove the stale shards, or download the checkpoint again.",
                     )
                 seen[name] = file
+        lacking = [name for name in self.promised if name not in seen]
+        if [name.split(".")[-2:] for name in lacking] == [["lm_head", "weight"]]:
+            # Some savers list the head that a tied model keeps once. Whether it may be missing, the
+            # config tells.
+            self.notes.append(
+                f"the index lists {lacking[0]}, which no shard holds: it is the embedding"
+            )
+            del self.promised[lacking[0]]
         for name, file in self.promised.items():
             if seen.get(name) != file:
                 raise CorruptFile(
