@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from converter import piecewise
 from converter.checkpoint import open_checkpoint
+from converter.cli import main
 from converter.convert import hf_to_tl, tl_to_hf
 from converter.dtypes import same_bits
 from converter.errors import ConfigError, MissingTensor, PickleRefused, UnsafeReference
@@ -132,6 +134,29 @@ def test_half_a_layernorm_is_an_error(hooked: tuple[Tensors, Path]) -> None:
     save_file(tensors, directory / "model.safetensors")
     with pytest.raises(MissingTensor, match=r"blocks\.0\.ln1\.w"):
         open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("key", ["blocks.0.ln1.w", "blocks.1.ln2.b", "ln_final.w"])
+def test_a_gain_that_lnpre_ignores_is_an_error(
+    key: str, hooked: tuple[Tensors, Path], tmp_path: Path
+) -> None:
+    """Raw weights with a processed model's cfg. Identity norms, which some versions leave, are none."""
+    _, directory = hooked
+    cfg = json.loads((directory / "cfg.json").read_text()) | {"normalization_type": "LNPre"}
+    (directory / "cfg.json").write_text(json.dumps(cfg))
+    tensors = read_all(directory)
+    for name, tensor in tensors.items():
+        if name.split(".")[-2] in ("ln1", "ln2", "ln_final"):
+            tensors[name] = np.full_like(tensor, name.endswith(".w"))
+    save_file(tensors, directory / "model.safetensors")
+    assert open_checkpoint(directory).config.folded
+    tensors[key] = tensors[key] + np.eye(1, tensors[key].size, 1, dtype=tensors[key].dtype)[0]
+    save_file(tensors, directory / "model.safetensors")
+    for words in (["inspect"], ["tl-to-hf", "o"], ["explain", "."], ["export-onnx", "o"]):
+        asked = [words[0], str(directory), *(str(tmp_path / "hf" / word) for word in words[1:])]
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 3
+        assert f"{key} is not" in result.stderr
 
 
 def test_only_tokenizer_files_are_copied(tmp_path: Path) -> None:

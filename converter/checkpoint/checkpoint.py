@@ -12,7 +12,13 @@ import numpy as np
 
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import read_config
-from converter.checkpoint.matching import match, require_present, share_tied, take_biases
+from converter.checkpoint.matching import (
+    match,
+    require_neutral_norms,
+    require_present,
+    share_tied,
+    take_biases,
+)
 from converter.checkpoint.reader import Reader, Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
@@ -264,6 +270,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:
         config = NeoConfig(**{**config.__dict__, "folded": True})
     require_present(layout, slots, stored, config, source)
+    if layout == "hooked" and config.folded:
+        require_neutral_norms(stored, source)
     dropped |= seen.dropped
     if unfit := misfit(source.tokenizer_files(), config.d_vocab):
         notes.append(unfit)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import mismatch
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source
-from converter.errors import MissingTensor, UnknownTensor
+from converter.errors import MissingTensor, TensorMismatch, UnknownTensor
 from converter.layout import EMBEDDING, HEAD, Layout, Slot, no_biases
 
 ZERO_BIAS = "zero; GPT-Neo has no such bias"
@@ -39,11 +41,13 @@ def take_biases(
     taken: dict[str, str] = {}
     for name, key in no_biases(layout, config.n_layers).items():
         if name in found and found[name].shape == slots[key].shape:
-            stored = found.pop(name)
-            reader = next(r for r in source.readers if stored.name in r.tensors)
-            zero = not reader.read(stored.name).any()
+            zero = not _read(found.pop(name), source).any()
             taken[name] = ZERO_BIAS if zero else IGNORED_BIAS
     return taken
+
+
+def _read(stored: Stored, source: Source) -> np.ndarray:
+    return next(r for r in source.readers if stored.name in r.tensors).read(stored.name)
 
 
 def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes: list[str]) -> None:
@@ -92,3 +96,24 @@ def require_present(
             if missing != ["lm_head.weight"]
             else "The config says tie_word_embeddings=false, so the head must be there; set it to true if it is tied.",
         )
+
+
+def require_neutral_norms(stored: dict[str, Stored], source: Source) -> None:
+    """Of a file whose LayerNorms are folded. TransformerLens 3.5 and later may leave identity norms
+    in it; HookedTransformer ignores whatever is there.
+
+    Raises:
+        TensorMismatch: a LayerNorm would change something.
+    """
+    for key, tensor in stored.items():
+        norm, _, part = key.rpartition(".")
+        if norm.split(".")[-1] not in ("ln1", "ln2", "ln_final"):
+            continue
+        if (_read(tensor, source) != (1.0 if part == "w" else 0.0)).any():
+            raise TensorMismatch(
+                f"normalization_type is LNPre, which has no LayerNorm weights, and {tensor.name} is"
+                f" not {'one' if part == 'w' else 'zero'}: HookedTransformer ignores it.",
+                where=f"{source.path}, with {source.config_path}",
+                do='If these weights are not folded, the cfg must say "normalization_type": "LN"; if'
+                " they are, save them without ln1, ln2 and ln_final.",
+            )

@@ -68,6 +68,18 @@ WHOLE = again(sharded)
 BACK = ["tl-to-hf", "tl", "out", "--no-verify"]
 
 
+def _lnpre() -> None:
+    changed("tl/cfg.json", normalization_type="LNPre")
+
+
+def _without_norms() -> None:
+    def norms(tensors: dict[str, np.ndarray]) -> None:
+        for name in [n for n in tensors if n.split(".")[-2] in ("ln1", "ln2", "ln_final")]:
+            del tensors[name]
+
+    edited("tl/model.safetensors", norms)
+
+
 def _single(do: str, asked: Asked) -> Asked:
     assert isinstance(asked, list)
     return [asked[0], do.rpartition(": ")[2].strip("'"), *asked[2:]]
@@ -291,6 +303,8 @@ ROWS = [
     Row("checkpoint/matching.py", " have no place in this GPT-Neo", config(num_layers=1, attention_types=[[["global"], 1]]), again(lambda: changed(CONFIG, num_layers=2, attention_types=[[["global", "local"], 1]])), "number of layers"),
     Row("checkpoint/matching.py", " of the model are missing", tensors(lambda t: t.pop("transformer.h.1.ln_2.bias")), SOUND, "incomplete"),
     Row("checkpoint/matching.py", " of the model are missing", config(tie_word_embeddings=False), again(lambda: changed(CONFIG, tie_word_embeddings=True)), "set it to true"),
+    Row("checkpoint/matching.py", "normalization_type is LNPre", prepared(BACK, tl, _lnpre), again(lambda: changed("tl/cfg.json", normalization_type="LN")), '"normalization_type": "LN"'),
+    Row("checkpoint/matching.py", "normalization_type is LNPre", prepared(BACK, tl, _lnpre), again(_without_norms), "save them without ln1, ln2 and ln_final"),
     Row("checkpoint/config.py", "fail", config(num_heads=3), again(lambda: changed(CONFIG, num_heads=4)), "Check the config"),
     Row("checkpoint/config.py", "fail", config(model_type="gpt2"), SOUND, "Name a GPT-Neo"),
     Row("checkpoint/config.py", "fail", config(attention_dropout="much"), again(lambda: changed(CONFIG, attention_dropout=...)), "or remove it"),
