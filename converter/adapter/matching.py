@@ -24,7 +24,10 @@ _PARTS = {
     ".lora_embedding_B": "B",
     ".lora_magnitude_vector": "magnitude",
     ".lora_magnitude_vector.weight": "magnitude",
-    # With bias="all", peft writes a whole module's bias twice, and the one it replaced.
+    # With bias="all", or where the vocabulary grew, peft writes what it saved of a whole module
+    # twice, and what that replaced.
+    ".modules_to_save.weight": "weight again",
+    ".original_module.weight": "weight before",
     ".modules_to_save.bias": "bias again",
     ".original_module.bias": "bias before",
     ".base_layer.weight": "weight",
@@ -46,7 +49,7 @@ class Module:
 
     def takes(self, end: str, part: str) -> bool:
         """Whether peft gives such a module such a tensor."""
-        if part == "weight":
+        if part.startswith("weight"):
             return True
         if part.startswith("bias"):
             return self.bias is not None
@@ -107,13 +110,14 @@ def _sorted_out(adapter: Adapter, base: Checkpoint) -> dict[str, Module]:
             )
         module.parts[part] = name
     for module in modules.values():
-        again = module.parts.get("bias again")
-        if again and not _same(adapter, again, module.parts.get("bias")):
-            raise TensorMismatch(
-                f"The adapter has two different biases for {module.name}.",
-                where=f"{adapter.file}: {again}",
-                do="Save the adapter again with peft's save_pretrained.",
-            )
+        for part in ("weight", "bias"):
+            again = module.parts.get(f"{part} again")
+            if again and not _same(adapter, again, module.parts.get(part)):
+                raise TensorMismatch(
+                    f"The adapter has two {part} tensors for {module.name}, which differ.",
+                    where=f"{adapter.file}: {again}",
+                    do="Save the adapter again with peft's save_pretrained.",
+                )
     return modules
 
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import GPTNeoForCausalLM
 
 from converter.adapter import matching, with_adapter
 from converter.adapter.changes import LowRank, Shift
@@ -20,8 +23,9 @@ from converter.adapter.settings import Settings
 from converter.checkpoint import EMBEDDING, HEAD, open_checkpoint
 from converter.convert import hf_to_tl
 from converter.dtypes import bits, cast
-from converter.errors import VerificationFailed
+from converter.errors import TensorMismatch, VerificationFailed
 from tests.adapter.making import NAMES, Recipe, by_peft, in_hf, logits, model_of, weights_of, write
+from tests.models import random_hf
 
 Weights = Mapping[str, np.ndarray]
 
@@ -101,6 +105,33 @@ def test_as_peft_merges(recipe: Recipe) -> None:
         assert np.abs(logits(model_of(ours)) - function).max() < 1e-5 * scale
         alike = np.array_equal(exact[EMBEDDING], exact[HEAD])
         assert ours.tied is (recipe.tied and alike)
+
+
+def test_tokens_that_were_added_before_training(tmp_path: Path) -> None:
+    """peft then writes embedding and head as trained, twice, and as they were before."""
+    model: Any = GPTNeoForCausalLM.from_pretrained(random_hf(tmp_path / "before"))
+    model.resize_token_embeddings(41, mean_resizing=False)
+    model.save_pretrained(tmp_path / "base")
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["wte", "lm_head"]}
+    adapted: Any = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **config))
+    with torch.no_grad():
+        for tensor in adapted.parameters():
+            tensor += torch.randn(tensor.shape) * (0.15 if tensor.requires_grad else 0)
+    adapted.save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter/adapter_model.safetensors"
+    saved = load_file(file)
+    head = "base_model.model.lm_head"
+    assert {f"{head}.weight", f"{head}.modules_to_save.weight"} <= set(saved)
+    merged = in_hf(with_adapter(open_checkpoint(tmp_path / "base"), tmp_path / "adapter"))
+    exact = weights_of(by_peft(tmp_path).merge_and_unload())
+    assert all(np.abs(merged[key] - exact[key]).max() < 1e-6 for key in exact)
+    with pytest.raises(TensorMismatch, match=r"\[41, 16\]") as raised:
+        with_adapter(open_checkpoint(tmp_path / "before"), tmp_path / "adapter")
+    assert "resize_token_embeddings(41)" in raised.value.do
+    saved[f"{head}.modules_to_save.weight"][0, 0] += 1
+    save_file(saved, file)
+    with pytest.raises(TensorMismatch, match="two weight tensors for lm_head, which differ"):
+        with_adapter(open_checkpoint(tmp_path / "base"), tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -140,6 +140,27 @@ def _untied_base(do: str, asked: Asked) -> Asked:
     return asked
 
 
+def _grown() -> list[str]:
+    """Tokens were added before training; the adapter names the base as it was."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPTNeoForCausalLM
+
+    hf()
+    model: Any = GPTNeoForCausalLM.from_pretrained("m")
+    model.resize_token_embeddings(41, mean_resizing=False)
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["wte", "lm_head"]}
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **config)).save_pretrained("adapter")  # fmt: skip
+    return ASKED
+
+
+def _resized(do: str, asked: Asked) -> Asked:
+    from transformers import GPTNeoForCausalLM
+
+    code = do.partition("resize the base first: ")[2].rstrip(".").replace(" and ", "; ")
+    exec(code, {"model": GPTNeoForCausalLM.from_pretrained("m"), "DIR": "m"})
+    return asked
+
+
 SAVED = again(lambda: lora())  # what peft's save_pretrained writes, in the same place
 FILES, MATCHING = "adapter/files.py", "adapter/matching.py"
 MERGING, SETTINGS = "adapter/merging.py", "adapter/settings.py"
@@ -160,12 +181,13 @@ ROWS = [
     Row(SETTINGS, " is set, which neoconvert does not merge", config(layer_replication=[[0, 1]]), _by_peft_anew),
     Row(MATCHING, " has no place in this base", tensors(lambda t: t.update({f"{PREFIX}transformer.h.9.attn.attention.q_proj.lora_A.weight": t[A]})),
         again(lambda: (hf(), lora())), ": m"),
-    Row(MATCHING, "two different biases", tensors(lambda t: t.update({f"{PREFIX}transformer.h.0.mlp.c_fc{end}.bias": np.full(24, i, np.float32) for i, end in enumerate(("", ".modules_to_save"))})), SAVED),
+    Row(MATCHING, "The adapter has two ", tensors(lambda t: t.update({f"{PREFIX}transformer.h.0.mlp.c_fc{end}.bias": np.full(24, i, np.float32) for i, end in enumerate(("", ".modules_to_save"))})), SAVED),
     Row(MATCHING, ", which its config does not name", config(target_modules=["c_fc"]), SAVED),
     Row(MATCHING, "The adapter has no ", tensors(lambda t: t.pop(A)), SAVED),
     Row(MATCHING, " has no place: its config does not say", tensors(lambda t: t.update({f"{PREFIX}{Q}.lora_magnitude_vector": np.ones(16, np.float32)})), SAVED),
     Row(MATCHING, "The adapter's lora_bias adds a bias", tensors(lambda t: t.update({f"{PREFIX}{Q}.lora_B.bias": np.ones(16, np.float32)}), lora_bias=True), SAVED, "without lora_bias"),
     Row(MATCHING, " has shape ", ask(lambda: hf(hidden_size=32)), again(lambda: hf()), "Give the base"),
+    Row(MATCHING, " has shape ", _grown, _resized, "Was the vocabulary enlarged?"),
     Row(MATCHING, "ensure_weight_tying", tensors(lambda t: t.update({f"{WTE}.lora_embedding_A": np.ones((4, 37), np.float32), f"{WTE}.lora_embedding_B": np.ones((16, 4), np.float32)}), target_modules=[Q, "wte"], ensure_weight_tying=True), SAVED, "without ensure_weight_tying"),
     Row(MATCHING, "two different matrices", _tied("transformer.wte.weight", "lm_head.weight"), _untied_base),
     Row(MERGING, "An adapter is merged into a checkpoint's own", _graph, _of_the_checkpoint, "the graph was exported from"),
