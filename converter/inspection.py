@@ -107,7 +107,10 @@ class Inspection:
                 }
                 for t in self.checkpoint.kept.values()
             ],
-            "tokenizer_files": [path.name for path in self.checkpoint.source.tokenizer_files()],
+            "tokenizer_files": [
+                path.relative_to(self.checkpoint.source.path).as_posix()
+                for path in self.checkpoint.source.tokenizer_files()
+            ],
             "provenance": self.checkpoint.source.provenance,
             "changed_files": changed_files(self.checkpoint, largest=_READ),
             "onnx": self._onnx(),

@@ -244,6 +244,65 @@ def test_what_links_elsewhere_is_not_copied(name: str, tmp_path: Path) -> None:
     assert not link.is_symlink()
 
 
+def test_further_chat_templates_come_along(tmp_path: Path) -> None:
+    """transformers 4.53 and later write those that have a name to a folder."""
+    write_hf(tmp_path / "hf", RECIPE)
+    folder = tmp_path / "hf/additional_chat_templates"
+    folder.mkdir()
+    for name in ("tool_use.jinja", "rag.jinja", "notes.txt"):
+        (folder / name).write_text(name)
+    (folder / "a.jinja").mkdir()
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False)
+    for there in ("tl", "back"):
+        copied = list((tmp_path / there / folder.name).iterdir())
+        assert {p.name: p.read_text() for p in copied} == {n: n for n in ("tool_use.jinja", "rag.jinja")}  # fmt: skip
+    listed = Inspection(open_checkpoint(tmp_path / "back")).to_json()["tokenizer_files"]
+    assert listed == [f"{folder.name}/rag.jinja", f"{folder.name}/tool_use.jinja"]
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", check=False, overwrite=True)
+    for i in range(100):
+        (folder / f"t{i:02}.jinja").write_text("")
+    assert any("3 of the tokenizer's" in note for note in open_checkpoint(tmp_path / "hf").notes)
+
+
+@pytest.mark.parametrize("link", ["", "/tool_use.jinja"])
+def test_chat_templates_that_link_elsewhere_are_not_copied(link: str, tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private/tool_use.jinja").write_text("secret")
+    place = tmp_path / "hf/additional_chat_templates"
+    place = place if not link else place / link[1:]
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(os.path.relpath(f"{tmp_path}/private{link}", place.parent))
+    with pytest.raises(UnsafeReference, match=place.name) as caught:
+        hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    subprocess.run(caught.value.do.partition(": ")[2], shell=True, check=True)
+    hf_to_tl(tmp_path / "hf", tmp_path / "tl", check=False)
+    assert (tmp_path / "tl/additional_chat_templates/tool_use.jinja").read_text() == "secret"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "code"),
+    [
+        ("tokenizer_config.json", {"AutoTokenizer": [None, "tokenization_neo.NeoTok"]}, "tokenization_neo.py"),
+        ("tokenizer_config.json", ["tokenization_neo.NeoTok", None], "tokenization_neo.py"),
+        ("config.json", {"AutoModelForCausalLM": "modeling_x.X", "AutoConfig": "config_x.C"}, "config_x.py, modeling_x.py"),
+        ("config.json", {"AutoModelForCausalLM": "me/other--modeling_x.X"}, None),
+        ("tokenizer_config.json", 3, None),
+    ],
+)  # fmt: skip
+def test_code_that_is_not_copied_is_said(
+    name: str, classes: object, code: str | None, tmp_path: Path
+) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    path = tmp_path / "hf" / name
+    document = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(document | {"auto_map": classes}))
+    notes = [note for note in open_checkpoint(tmp_path / "hf").notes if "code of its own" in note]
+    assert len(notes) == (code is not None)
+    assert all(f"{name} names code of its own, {code}" in note for note in notes)
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_links_that_stay_are_followed(inside: bool, tmp_path: Path) -> None:
     """Within the directory, or as the hub's cache has them."""

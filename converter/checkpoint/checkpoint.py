@@ -23,7 +23,7 @@ from converter.checkpoint.reader import Reader, Stored
 from converter.checkpoint.recognise import recognise
 from converter.checkpoint.source import Source, find
 from converter.checkpoint.standard import holds_weights
-from converter.checkpoint.vocabulary import misfit
+from converter.checkpoint.vocabulary import misfit, own_code
 from converter.choices import flags, of_kind, place
 from converter.dtypes import CODES, cast, code_stated, holding, same_bits
 from converter.errors import UnknownTensor
@@ -275,4 +275,5 @@ def read_checkpoint(source: Source) -> Checkpoint:
     dropped |= seen.dropped
     if unfit := misfit(source.tokenizer_files(), config.d_vocab):
         notes.append(unfit)
+    notes += own_code(source.tokenizer_files(), source.hf_config)
     return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))

@@ -112,8 +112,11 @@ def refuse_pointers(files: list[Path]) -> None:
             raise error
 
 
-def refuse_to_copy(files: list[Path]) -> None:
+def refuse_to_copy(files: list[Path], directory: Path) -> None:
     """
+    Args:
+        directory: whose files they are, below it or in it.
+
     Raises:
         UnsafeReference: a file that would be copied is a link out of its directory: to a secret,
             say, which OUTPUT would publish.
@@ -126,18 +129,24 @@ def refuse_to_copy(files: list[Path]) -> None:
                 where=str(path),
                 do="Download it again, or take it out of the directory.",
             )
-        if _leads_away(path):
+        if _leads_away(path, directory):
+            link = path if path.is_symlink() else path.parent
+            own, there = shlex.quote(str(link)), shlex.quote(str(link.resolve()))
             raise UnsafeReference(
-                f"{path.name} is a link to a file elsewhere, which would be copied into OUTPUT.",
-                where=f"{path} -> {path.resolve()}",
-                do=f"If it is meant to be: cp --remove-destination {shlex.quote(str(path.resolve()))} {shlex.quote(str(path))}",
+                f"{link.name} is a link to a file elsewhere, which would be copied into OUTPUT."
+                if link == path
+                else f"{link.name} is a link to a folder elsewhere; its files would be copied into OUTPUT.",
+                where=f"{link} -> {link.resolve()}",
+                do=f"If it is meant to be: cp --remove-destination {there} {own}"
+                if link == path
+                else f"If it is meant to be: rm {own} && cp -r {there} {own}",
             )
 
 
-def _leads_away(path: Path) -> bool:
-    """Whether a file lies outside its directory. The hub's cache keeps those of snapshots/COMMIT
+def _leads_away(path: Path, directory: Path) -> bool:
+    """Whether a file lies outside the directory. The hub's cache keeps those of snapshots/COMMIT
     in blobs."""
-    home, target = path.parent.resolve(), path.resolve()
+    home, target = directory.resolve(), path.resolve()
     caches = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
     return not any(target.is_relative_to(place) for place in (home, *caches))
 

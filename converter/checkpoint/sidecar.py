@@ -39,7 +39,9 @@ def write(
         if plan.layout == "hf" or graph is not None:
             _write_json(stage / "generation_config.json", generation_config(source, config))
     for path in source.source.tokenizer_files():
-        shutil.copyfile(path, stage / path.name)
+        target = stage / path.relative_to(source.source.path)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
     if source.source.tokenizer is not None and source.source.tokenizer_is_own:
         source.source.tokenizer.save_pretrained(stage)
 
@@ -51,7 +53,8 @@ def require_copyable(source: Source) -> None:
     """
     if source.is_directory:
         generation = source.path / "generation_config.json"
-        refuse_to_copy([*source.tokenizer_files(), *([generation] if generation.is_file() else [])])
+        own = [generation] if generation.is_file() else []
+        refuse_to_copy([*source.tokenizer_files(), *own], source.path)
 
 
 def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:

@@ -22,6 +22,9 @@ TOKENIZER_FILES = (
     "source.spm", "target.spm", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """The only files that are copied from a source. A blind `*.json` would bring its index along."""
+TEMPLATES = "additional_chat_templates"
+"""The folder of a tokenizer's further chat templates, each a .jinja file: they are copied too."""
+_MOST_TEMPLATES = 100
 PROVENANCE = "neoconvert.json"
 ATTESTATION = "neoconvert.intoto.jsonl"
 LEDGER = "ledger.safetensors"
@@ -107,9 +110,7 @@ class Source:
 
     def tokenizer_files(self) -> list[Path]:
         """Tokenizer files beside the weights. A bare weight file's neighbours are not its own."""
-        if not self.is_directory:
-            return []
-        return [self.path / n for n in TOKENIZER_FILES if (self.path / n).is_file()]
+        return _tokenizer_files(self.path) if self.is_directory else []
 
 
 def find(
@@ -149,11 +150,13 @@ def find(
     directory = path if path.is_dir() else path.parent
     files = weight_files(path)
     beside = ("config.json", "cfg.json", "generation_config.json", PROVENANCE, LEDGER)
-    opened = {*files.weights, *(directory / name for name in (*beside, *TOKENIZER_FILES))}
+    opened = {*files.weights, *(directory / name for name in beside), *_tokenizer_files(directory)}
     opened |= {cfg} if cfg else set()
     before = {p: signature(p) for p in sorted(opened) if p.is_file()}
     if path.is_dir():
-        refuse_pointers([path / name for name in TOKENIZER_FILES if (path / name).is_file()])
+        refuse_pointers(_tokenizer_files(path))
+        if (more := len(list((path / TEMPLATES).glob("*.jinja"))) - _MOST_TEMPLATES) > 0:
+            files.notes.append(f"{more} of the tokenizer's chat templates are left out: too many")
     readers = files.open(allow_pickle=allow_pickle)
     config_path = cfg
     tl_config = read_json(cfg) if cfg else None
@@ -196,9 +199,20 @@ def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[str
             where=f"{given} --revision {revision}",
             do=f"Leave one of the two out: {model}",
         )
-    wanted = ["*.json", *TOKENIZER_FILES, "README.md"]  # a card says under which licence
+    wanted = [
+        "*.json",
+        *TOKENIZER_FILES,
+        f"{TEMPLATES}/*.jinja",
+        "README.md",
+    ]  # a card says under which licence
     path, commit = hub.fetch(model, own if revision is None else revision, wanted, cache)
     return model, path, commit
+
+
+def _tokenizer_files(directory: Path) -> list[Path]:
+    further = sorted((directory / TEMPLATES).glob("*.jinja"))[:_MOST_TEMPLATES]
+    found = (*(directory / name for name in TOKENIZER_FILES), *further)
+    return [path for path in found if path.is_file()]
 
 
 def called(given: str | Path) -> str:

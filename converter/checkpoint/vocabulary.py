@@ -1,12 +1,14 @@
-"""Does the tokenizer beside the weights fit their vocabulary? Its files are read, never run."""
+"""Does the tokenizer beside the weights fit their vocabulary, and does it need code of its own? Its
+files are read, never run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.files import read_json
+from converter.checkpoint.files import Json, read_json
 from converter.errors import NeoconvertError
 
 _MAX_TEXT_BYTES = 64 * 2**20
@@ -34,6 +36,32 @@ def misfit(files: list[Path], d_vocab: int) -> str | None:
                 f" embedding has rows 0 to {d_vocab - 1}"
             )
     return None
+
+
+def own_code(files: list[Path], config: Json | None) -> list[str]:
+    """A sentence for each config that names code of its own beside it: other code than the library's
+    is neither run nor copied.
+
+    Args:
+        files: the tokenizer's files. config: config.json.
+    """
+    said = {"config.json": config or {}}
+    for path in files:
+        if path.name == "tokenizer_config.json":
+            with suppress(NeoconvertError):
+                said[path.name] = read_json(path)
+    found = []
+    for name, document in said.items():
+        classes = document.get("auto_map")
+        listed = list(classes.values()) if isinstance(classes, dict) else [classes]
+        each = [c for entry in listed for c in (entry if isinstance(entry, list) else [entry])]
+        # owner/name--module.Class is another repository's code.
+        modules = {c.rpartition(".")[0] for c in each if isinstance(c, str) and "--" not in c}
+        if code := ", ".join(f"{module}.py" for module in sorted(modules)):
+            found.append(
+                f"{name} names code of its own, {code[:120]}: it is neither run nor copied"
+            )
+    return found
 
 
 def _ids(path: Path) -> Iterator[int]:

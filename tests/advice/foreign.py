@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -304,6 +305,16 @@ def _link(path: Path) -> None:
     path.symlink_to(write("else where/tokenizer.json", "{}").resolve())
 
 
+def _linked_folder() -> None:
+    there = write("else where/tool_use.jinja", "").resolve().parent
+    Path("m/additional_chat_templates").symlink_to(there)
+
+
+def _copied(do: str, asked: Asked) -> Asked:
+    subprocess.run(do.partition(": ")[2], shell=True, check=True)
+    return asked
+
+
 def _removed(do: str, asked: Asked) -> Asked:
     assert "take it out" in do
     Path("m/tokenizer.json").unlink()
@@ -335,6 +346,7 @@ ROWS = [
     Row(FILES, "not_weights", _renamed("model.ckpt-4.index", lambda n: write(n, "x")), why=LIBRARY, advice="convert_gpt_neo_mesh_tf_to_pytorch"),
     Row(FILES, " bytes large, as no tokenizer's", _tokenizer(_large), _removed),
     Row(FILES, " is a link to a file elsewhere", _tokenizer(_link), command(convert())),
+    Row(FILES, " is a link to a folder elsewhere", wrong(_linked_folder), _copied),
     Row(FOLDERS, "The directory holds no model.safetensors", folder(), instead("d", "m")),
     Row(FOLDERS, "nothing_here", folder(weights="model.fp16.safetensors"), instead("d")),
     Row(FOLDERS, "nothing_here", folder(weights="policy.pt"), instead("d")),
