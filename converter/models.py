@@ -81,7 +81,7 @@ def to_hf_model(
     where = _device(source, device)
     made = _made(source, "hf", process, reverse, dtype, progress)
     model = hf_model(made.checkpoint, where, made.dtype, made.state)
-    if generation := made.checkpoint.source.generation_config:
+    if (generation := made.checkpoint.source.generation_config) is not None:
         model.generation_config = type(model.generation_config).from_dict(generation)
     return model
 

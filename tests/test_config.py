@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint.hf_config import compress, from_hf, to_hf
+from converter.checkpoint.hf_config import ACTIVATION_ALIASES, compress, from_hf, to_hf
 from converter.checkpoint.tl_config import from_tl, to_tl
+from converter.convert import bake, hf_to_tl, tl_to_hf
 from converter.errors import ConfigError, NotRepresentable
+from converter.exporting import Graph
 from tests.checkpoints import Recipe, recipes
 from tests.models import random_hf
 
@@ -93,6 +95,21 @@ def test_dtypes_that_transformers_does_not_load_in(tmp_path: Path) -> None:
             AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     for right in ("half", "double", "bfloat16", None):
         from_hf(Recipe().config | {"dtype": right})
+
+
+@pytest.mark.parametrize("name", ACTIVATION_ALIASES)
+def test_an_activation_under_another_name_is_the_same(name: str, tmp_path: Path) -> None:
+    """Verified: transformers runs it by its own name."""
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        pytest.skip("this transformers does not know it")
+    source = random_hf(tmp_path / "hf", activation_function=name)
+    hf_to_tl(source, tmp_path / "tl", layout="hooked", effort="quick")
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", effort="quick")
+    kept = json.loads((tmp_path / "back/config.json").read_text())
+    assert kept["activation_function"] == name
+    bake(source, tmp_path / "graph", process="none", graph=Graph(), effort="quick")
 
 
 @pytest.mark.parametrize(

@@ -206,9 +206,10 @@ def test_a_tokenizer_that_does_not_fit_is_said(
     assert len(notes) == (0 if fits else 1)
 
 
-def test_generation_config_survives(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [{"do_sample": True, "top_k": 50}, {}])
+def test_generation_config_survives(said: dict[str, Any], tmp_path: Path) -> None:
     write_hf(tmp_path / "hf", RECIPE)
-    text = json.dumps({"do_sample": True, "top_k": 50})
+    text = json.dumps(said)
     (tmp_path / "hf/generation_config.json").write_text(text)
     for layout in ("hooked", "bridge"):
         hf_to_tl(tmp_path / "hf", tmp_path / layout, layout=layout, check=False)

@@ -168,7 +168,8 @@ class Checkpoint:
 
     @property
     def original_generation_config(self) -> dict[str, Any] | None:
-        return self.source.generation_config or self._kept("generation_config")
+        beside = self.source.generation_config
+        return self._kept("generation_config") if beside is None else beside
 
     def _kept(self, what: str) -> dict[str, Any] | None:
         kept = (self.source.provenance or {}).get("kept", {})

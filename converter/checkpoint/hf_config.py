@@ -11,6 +11,11 @@ from converter.errors import ConfigError
 
 HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
 """transformers' other names of these fields. Where both are there, the alias wins, as there."""
+ACTIVATION_ALIASES = {
+    "swish": "silu", "gelu_python": "gelu", "gelu_accurate": "gelu_new",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+}  # fmt: skip
+"""transformers' other names of the same functions."""
 
 _MOST_LAYERS = 2**20
 _NUMBER, _TOKEN = (int, float), (int, type(None))
@@ -59,6 +64,7 @@ def from_hf(
             fields[ours] = config.get(theirs, default)
     if not isinstance(fields["act_fn"], str):
         raise fail(f"activation_function is {fields['act_fn']!r}: expected a name.", where)
+    fields["act_fn"] = ACTIVATION_ALIASES.get(fields["act_fn"], fields["act_fn"])
     inner = config.get("intermediate_size")
     fields["d_mlp"] = (
         4 * fields["d_model"]

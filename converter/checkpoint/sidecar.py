@@ -67,8 +67,8 @@ def hf_config(route: Route, plan: Plan, *, recast: bool) -> dict[str, Any]:
 
 def generation_config(source: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
     """The source's own, or what transformers makes of the model's `config`."""
-    if source.original_generation_config:
-        return source.original_generation_config
+    if (own := source.original_generation_config) is not None:
+        return own
     tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {"_from_model_config": True} | {k: v for k, v in tokens.items() if v is not None}
 
