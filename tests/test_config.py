@@ -16,7 +16,7 @@ from converter.convert import bake, hf_to_tl, tl_to_hf
 from converter.errors import ConfigError, NotRepresentable
 from converter.exporting import Graph
 from tests.checkpoints import Recipe, recipes
-from tests.models import random_hf
+from tests.models import TINY, random_hf
 
 TL: dict[str, Any] = {
     "n_layers": 2, "d_model": 4, "n_heads": 2, "d_head": 2, "n_ctx": 9, "d_vocab": 7, "d_mlp": 5,
@@ -206,6 +206,55 @@ def test_what_transformers_refuses_is_refused_by_name(field: str, value: object)
     if field != "quantization_config":
         with pytest.raises(Exception, match=field):
             GPTNeoConfig(**config)
+
+
+FOREIGN: list[tuple[str, Any]] = [
+    ("sliding_window", 8), ("attention_chunk_size", 8), ("layer_types", ["sliding_attention"] * 2),
+    ("layer_types", ["full_attention"] * 2), ("kv_sharing_modes", ["reuse", None]),
+    ("num_kv_shared_layers", 1), ("per_layer_config", {"0": {"sliding_window": 8}}),
+    ("is_causal", False), ("is_encoder_decoder", True), ("text_config", {"vocab_size": 3}),
+    ("decoder", {}), ("sliding_window", "none"),
+]  # fmt: skip
+HARMLESS: list[tuple[str, Any]] = [
+    *((field, None) for field, _ in FOREIGN if field != "is_encoder_decoder"),
+    ("sliding_window", TINY["max_position_embeddings"]), ("attention_chunk_size", 4096),
+    ("per_layer_config", {}), ("num_kv_shared_layers", 0), ("is_causal", True),
+    ("is_encoder_decoder", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), FOREIGN)
+def test_a_field_of_other_models_that_transformers_heeds(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field) as refused:
+        from_hf(TINY | {field: value}, "m/config.json")
+    assert refused.value.lines()[1:] == ("m/config.json", f"Remove {field} from the config.")
+
+
+def _cached(directory: Path) -> Any:
+    """What transformers makes of a sequence, its second half a token at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
+    tokens = torch.arange(32)[None]
+    with torch.inference_mode():
+        cache, pieces = None, []
+        for start, end in zip([0, *range(16, 32)], range(16, 33), strict=True):
+            out = model(tokens[:, start:end], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            pieces.append(out.logits)
+    return torch.cat(pieces, 1)
+
+
+def test_without_effect_such_a_field_is_taken(tmp_path: Path) -> None:
+    plain = _cached(random_hf(tmp_path / "plain"))
+    for field, value in HARMLESS:
+        from_hf(TINY | {field: value})
+        assert (_cached(random_hf(tmp_path / "m", **{field: value})) == plain).all(), field
+    random_hf(tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"sliding_window": 8}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    assert not (_cached(tmp_path / "m") == plain).all()
 
 
 @pytest.mark.parametrize("field", ["act_fn", "window_size", "attn_types", "d_vocab", "d_head"])

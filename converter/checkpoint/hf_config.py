@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer
+from converter.checkpoint.standard import NAMED
 from converter.dtypes import code_stated
 from converter.errors import ConfigError
 
@@ -28,6 +29,15 @@ _OPTIONAL: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 """Fields that we only pass on or take any number for, and the types that transformers takes: with
 others it refuses the whole config."""
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+_FOREIGN: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_WINDOWS, ()), "layer_types": (), "kv_sharing_modes": (),
+    "num_kv_shared_layers": (0,), "per_layer_config": ({},),
+    "is_causal": (True,), "is_encoder_decoder": (False,),
+    "text_config": (), "text_encoder": (), "decoder": (), "generator": (),
+}  # fmt: skip
+"""Fields that no GPT-Neo has, by which transformers gives a model of any kind another cache, another
+mask, or the place of another config; and the values, beside null, with which it does not."""
 
 
 def from_hf(
@@ -72,7 +82,26 @@ def from_hf(
         else integer(config, "intermediate_size", None, where)
     )
     fields["attn_types"] = _attention_layers(config, fields["n_layers"], where, notes)
+    _refuse_foreign(config, fields["n_ctx"], where)
     return checked(fields, where)
+
+
+def _refuse_foreign(config: Mapping[str, Any], n_ctx: int, where: str) -> None:
+    """
+    Raises:
+        ConfigError: a field makes transformers run something else than GPT-Neo, be it only when it
+            generates: keys that a sliding cache has dropped are seen by no layer, global or local.
+    """
+    for name, harmless in _FOREIGN.items():
+        value = config.get(name)
+        whole = name in _WINDOWS and type(value) is int and value >= n_ctx
+        if not (value is None or value in harmless or whole):
+            raise fail(
+                f"{name} is {str(value)[:40]}: GPT-Neo has no such field, and transformers would"
+                " run another model by it.",
+                where,
+                f"Remove {name} from the config.",
+            )
 
 
 def _require_optional(config: Mapping[str, Any], where: str) -> None:
@@ -182,6 +211,7 @@ def to_hf(config: NeoConfig, base: Json | None, *, tied: bool, dtype: str | None
     storage dtype to state, or None to leave it as `base` has it.
     """
     result: Json = dict(base) if base is not None else _plain_hf(config, dtype)
+    result.pop(NAMED, None)  # a file that does not come along: transformers leaves it out, too
     try:
         old = from_hf(result)
     except ConfigError:
