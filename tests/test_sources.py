@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from converter import piecewise
+from converter import bake, explain, export_onnx, piecewise, verify
 from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.convert import hf_to_tl, tl_to_hf
 from converter.dtypes import same_bits
-from converter.errors import ConfigError, MissingTensor, PickleRefused, UnsafeReference
-from converter.inspection import Inspection
+from converter.errors import BadInput, ConfigError, MissingTensor, PickleRefused, UnsafeReference
+from converter.inspection import Inspection, inspect
 from converter.layout import Layout
 from tests.checkpoints import Recipe, Tensors, read_all, same, write_hf
 
@@ -204,6 +207,83 @@ def test_a_tokenizer_that_does_not_fit_is_said(
     (tmp_path / "hf" / name).write_text(json.dumps(text))
     notes = [note for note in open_checkpoint(tmp_path / "hf").notes if name in note]
     assert len(notes) == (0 if fits else 1)
+
+
+def _names_other_weights(hf: Path) -> None:
+    """Which only transformers 5 loads."""
+    (hf / "model.safetensors").rename(hf / "alt.safetensors")
+    write_hf(hf, replace(RECIPE, seed=RECIPE.seed + 1))
+    config = json.loads((hf / "config.json").read_text())
+    config |= {"transformers_weights": "alt.safetensors"}
+    (hf / "config.json").write_text(json.dumps(config))
+
+
+def _adapter_beside(hf: Path) -> None:
+    (hf / "adapter_config.json").write_text("{}")
+
+
+def _second_set(hf: Path) -> None:
+    shutil.copy(hf / "model.safetensors", hf / "shard-00000-model-00001-of-00001.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_names_other_weights, r"names other weights, 'alt\.safetensors', than model\.safetensors"),
+        (_adapter_beside, r"An adapter .* beside"),
+        (_second_set, r"model\.safetensors and shard-"),
+    ],
+)
+def test_other_weights_than_those_that_transformers_loads(
+    spoil: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    shutil.copytree(tmp_path / "hf", tmp_path / "sound")
+    spoil(tmp_path / "hf")
+    commands: tuple[Callable[[Path], object], ...] = (
+        lambda hf: hf_to_tl(hf, tmp_path / "tl", check=False),
+        lambda hf: bake(hf, tmp_path / "baked", check=False),
+        lambda hf: export_onnx(hf, tmp_path / "onnx", check=False),
+        lambda hf: explain(hf, tmp_path / "sound"),
+        lambda hf: explain(tmp_path / "sound", hf),
+        lambda hf: verify(tmp_path / "sound", hf, checks="weights"),
+        lambda hf: verify(hf, tmp_path / "sound", checks="weights"),
+        inspect,
+    )
+    for command in commands:
+        with pytest.raises(BadInput, match=said):
+            command(tmp_path / "hf")
+
+
+def test_the_file_that_the_config_names_may_be_given(tmp_path: Path) -> None:
+    tensors = write_hf(tmp_path / "hf", RECIPE)
+    _names_other_weights(tmp_path / "hf")
+    bake(tmp_path / "hf/alt.safetensors", tmp_path / "out", process="none", check=False)
+    assert same(read_all(tmp_path / "out"), tensors)
+    assert "transformers_weights" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+def test_a_config_may_name_the_weights_that_are_loaded_anyway(tmp_path: Path) -> None:
+    tensors = write_hf(tmp_path / "hf", RECIPE)
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    for shards, name in ((1, "model.safetensors"), (2, "model.safetensors.index.json")):
+        shutil.rmtree(tmp_path / "hf")
+        write_hf(tmp_path / "hf", replace(RECIPE, shards=shards))
+        named = json.dumps(config | {"transformers_weights": name})
+        (tmp_path / "hf/config.json").write_text(named)
+        hf_to_tl(tmp_path / "hf", tmp_path / f"tl{shards}", check=False)
+        tl_to_hf(tmp_path / f"tl{shards}", tmp_path / f"back{shards}", check=False)
+        assert same(read_all(tmp_path / f"back{shards}"), tensors)
+        back = json.loads((tmp_path / f"back{shards}/config.json").read_text())
+        assert back == config
+
+
+def test_an_adapter_beside_weights_of_another_layout_is_nobodys(tmp_path: Path) -> None:
+    write_hf(tmp_path / "hf", RECIPE)
+    for layout in ("hooked", "bridge"):
+        hf_to_tl(tmp_path / "hf", tmp_path / layout, layout=layout, check=False)
+        _adapter_beside(tmp_path / layout)
+        open_checkpoint(tmp_path / layout)
 
 
 @pytest.mark.parametrize("said", [{"do_sample": True, "top_k": 50}, {}])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from converter.checkpoint.beside import refuse_other_weights
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import read_config
 from converter.checkpoint.matching import (
@@ -255,6 +256,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     notes = [*source.notes, *seen.notes]
     source, config = read_config(source, seen, notes)
     layout = seen.layout
+    if layout == "hf":
+        refuse_other_weights(source)
     slots = expand(layout, config.sizes, config.n_layers)
     known = buffers(layout, config.n_layers)
     dropped = dict.fromkeys(sorted(known & {*seen.found, *seen.other}), BUFFER)

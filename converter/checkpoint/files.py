@@ -12,7 +12,14 @@ from converter import strict_json
 from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign
 from converter.checkpoint.foreign_folders import ANY_INDEX, nothing_here
 from converter.checkpoint.reader import Reader, SafetensorsReader
-from converter.checkpoint.standard import INDEX, PICKLE_WEIGHTS, PICKLES, WEIGHTS, holds_weights
+from converter.checkpoint.standard import (
+    INDEX,
+    PICKLE_WEIGHTS,
+    PICKLES,
+    WEIGHTS,
+    holds_weights,
+    weights_name,
+)
 from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused, passing
 
 Json = dict[str, Any]
@@ -79,12 +86,8 @@ def weight_files(path: Path) -> Files:
             return _shards(path)
         _refuse_part(path)
         return Files([path])
-    for name in (WEIGHTS, PICKLE_WEIGHTS):
-        if (path / name).is_file():
-            return Files([path / name])
-        index = path / f"{name}{INDEX}"
-        if index.is_file():
-            return _shards(index)
+    if name := weights_name(path):
+        return _shards(path / name) if name.endswith(INDEX) else Files([path / name])
     if files := _without_index(path):
         return files
     raise nothing_here(path)

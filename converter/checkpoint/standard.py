@@ -8,12 +8,19 @@ WEIGHTS = "model.safetensors"
 PICKLE_WEIGHTS = "pytorch_model.bin"
 INDEX = ".index.json"
 """After either name: of shards."""
+NAMED = "transformers_weights"
+"""The field of config.json that names other weights: for transformers 5, not for those before it."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of what torch.save wrote."""
 
 
+def weights_name(directory: Path) -> str | None:
+    """The file that transformers loads of a directory, where its config names none: weights, or an
+    index of several files; safetensors before pickles, one file before several."""
+    names = (f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", INDEX))
+    return next((name for name in names if (directory / name).is_file()), None)
+
+
 def holds_weights(directory: Path) -> bool:
-    """Whether a directory has a file of weights under the name that transformers looks for, or an
-    index of several."""
-    names = [f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", INDEX)]
-    return any((directory / name).is_file() for name in names)
+    """Whether a directory has weights under a name that transformers looks for."""
+    return weights_name(directory) is not None

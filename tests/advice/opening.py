@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 import converter
 from converter.checkpoint import files, pickles
-from tests.advice.making import CONVERT, changed, convert, edited, hf, prepared, tl, wrong
+from tests.advice.making import CONVERT, changed, convert, edited, hf, lora, prepared, tl, wrong
 from tests.advice.row import Asked, Row, again, instead, less, plus, run, write
 from tests.checkpoints import Recipe, read_all, write_hf
 from tests.loopback import Hub, environment, serving
@@ -78,6 +78,27 @@ def _without_norms() -> None:
             del tensors[name]
 
     edited("tl/model.safetensors", norms)
+
+
+SHARD = "m/shard-00000-model-00001-of-00001.safetensors"
+
+
+def _named_elsewhere() -> None:
+    shutil.copy(WEIGHTS, "m/alt.safetensors")
+    changed(CONFIG, transformers_weights="alt.safetensors")
+
+
+def _adapted() -> list[str]:
+    hf()
+    for path in lora().iterdir():
+        path.rename(Path("m") / path.name)
+    return CONVERT
+
+
+def _moved(do: str, asked: Asked) -> Asked:
+    assert isinstance(asked, list)
+    subprocess.run(do.rpartition(": ")[2], shell=True, check=True)
+    return [*asked, "--adapter", "m/adapter"]
 
 
 def _single(do: str, asked: Asked) -> Asked:
@@ -309,6 +330,11 @@ ROWS = [
     Row("checkpoint/config.py", "fail", config(model_type="gpt2"), SOUND, "Name a GPT-Neo"),
     Row("checkpoint/config.py", "fail", config(attention_dropout="much"), again(lambda: changed(CONFIG, attention_dropout=...)), "or remove it"),
     Row("checkpoint/config.py", "fail", prepared(BACK, tl, lambda: changed("tl/cfg.json", act_fn=...)), again(lambda: changed("tl/cfg.json", act_fn="gelu_new")), '"act_fn": "gelu_new"'),
+    Row("checkpoint/config.py", "fail", config(sliding_window=8), again(lambda: changed(CONFIG, sliding_window=...)), "Remove sliding_window"),
+    Row("checkpoint/beside.py", "The config names other weights", config(transformers_weights="a.safetensors"), again(lambda: changed(CONFIG, transformers_weights=...)), "remove transformers_weights"),
+    Row("checkpoint/beside.py", "The config names other weights", wrong(_named_elsewhere), instead("m"), "give that file"),
+    Row("checkpoint/beside.py", "An adapter (PEFT) lies beside", _adapted, _moved, "--adapter"),
+    Row("checkpoint/beside.py", "Two sets of weights are here", wrong(lambda: shutil.copy(WEIGHTS, SHARD)), again(lambda: Path(SHARD).unlink()), "move the files shard-* away"),
     Row("checkpoint/fitting.py", "mismatch", _more_tokens, _as_it_must_be),
     Row("checkpoint/fitting.py", "mismatch", tensors(lambda t: t.update({"transformer.wpe.weight": t["transformer.wpe.weight"].T.copy()})), SOUND),
     Row("checkpoint/fitting.py", "The config says ", config(num_layers=1000, attention_types=[[["global"], 1000]]), SOUND),
