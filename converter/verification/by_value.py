@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,13 @@ import numpy as np
 from converter.checkpoint import HEAD, Checkpoint
 from converter.layout import Slot
 from converter.layout.ops import Sizes
-from converter.onnx.opening import GraphReader, reader_of
+from converter.onnx.opening import reader_of
 from converter.progress import Progress, silent
 from converter.route import Expected, Route
 from converter.verification.weights import Mismatch
+
+_COPY = 0.5
+"""The share of a weight's elements with which a matrix that is no weight is a wrong copy of it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class ByValue:
     missing: tuple[str, ...]
     """`hooked` names of those that it has not as they are: it may hold them fused, or rounded."""
     wrong: tuple[Mismatch, ...]
-    """Of the shape of a weight that is missing, and none of the weights."""
+    """Of the shape of a weight that is missing, and none of the weights; or a wrong copy of one."""
     more: tuple[str, ...]
     """Of the shape of a matrix that is there, and none of the weights: a mask, or its double."""
 
@@ -58,16 +61,22 @@ def compare_by_value(route: Route, graph: Checkpoint, progress: Progress = silen
         if not names and not all(np.all(a == a.flat[0]) for a in arrays):
             missing.append(slot)
     lost = {tuple(sorted(slot.shape)) for slot in missing}
-    matrices = {tuple(sorted(slot.shape)) for slot in graph.slots.values() if len(slot.shape) > 1}
+    matrices = [slot for slot in graph.slots.values() if len(slot.shape) > 1]
     wrong, more = [], []
     for name, tensor in reader.tensors.items():
         shape = tuple(sorted(tensor.shape))
         if name in known:
             continue
+        like = [slot for slot in matrices if tuple(sorted(slot.shape)) == shape]
         if shape in lost:
-            wrong.append(_wrong(name, reader, missing, made[tensor.code], graph))
-        elif shape in matrices:
-            more.append(name)
+            wrong.append(_wrong(name, reader.read(name), missing, made[tensor.code], graph))
+        elif like:
+            # A tied matrix may be there twice: all weights are found, and the copy is what is used.
+            of, share = _nearest(reader.read(name), like, made[tensor.code], graph)
+            if of is not None and share > _COPY:
+                wrong.append(Mismatch(graph.slots[of].place, of, name))
+            else:
+                more.append(name)
     return ByValue(found, tuple(slot.key for slot in missing), tuple(wrong), tuple(more))
 
 
@@ -84,16 +93,26 @@ def _digest(array: np.ndarray) -> bytes:
 
 
 def _wrong(
-    name: str, reader: GraphReader, missing: list[Slot], made: Expected, graph: Checkpoint
+    name: str, array: np.ndarray, slots: Sequence[Slot], made: Expected, graph: Checkpoint
 ) -> Mismatch:
-    """With the most similar of the weights that are missing, or none."""
-    array = reader.read(name)
+    """With the weight whose name it has, or else the most similar of `slots`, or none."""
     named = next((key for key, t in graph.stored.items() if t.name == name), None)
-    best, share = named, -1.0
-    for slot in missing if named is None else ():
+    best = named or _nearest(array, slots, made, graph)[0]
+    return Mismatch(graph.slots[best].place if best else "", best or "", name)
+
+
+def _nearest(
+    array: np.ndarray, slots: Sequence[Slot], made: Expected, graph: Checkpoint
+) -> tuple[str | None, float]:
+    """The weight that most elements equal, and what share of them, zeros left out: masks and pruned
+    weights have many."""
+    best, share = None, -1.0
+    for slot in slots:
         for form in _forms(slot, made.tensor(slot.key), graph.config.sizes):
-            if form.shape == array.shape and (same := float(np.mean(form == array))) > share:
+            if form.shape != array.shape:
+                continue
+            told = form != 0
+            same = float(np.mean((form == array)[told])) if told.any() else 0.0
+            if same > share:
                 best, share = slot.key, same
-    if best is None:
-        return Mismatch("", "", name)
-    return Mismatch(graph.slots[best].place, best, name)
+    return best, share

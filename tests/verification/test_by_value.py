@@ -102,6 +102,30 @@ def test_the_double_of_a_weight_is_told(tiny: Checkpoint, tmp_path: Path) -> Non
     assert not verify(tiny, path, effort="quick").passed  # the program is another
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_wrong_copy_of_a_weight_that_is_there_too(turned: bool, tmp_path: Path) -> None:
+    """Of a tied model the head is where it must be, and the embedding apart from it: one row of it,
+    which no probe draws, is another."""
+    tied = open_checkpoint(random_hf(tmp_path / "m", seed=3, scale=1.5))
+
+    def apart(model: onnx.ModelProto, factor: int = 1) -> None:
+        tensor = initializer(model, "wte.weight")
+        array = to_array(tensor).copy()
+        array[11] *= factor
+        array = array.T.copy() if turned else array
+        model.graph.initializer.append(from_array(array, "another"))
+        for node in model.graph.node:
+            if node.op_type == "Gather":
+                node.input[:] = ["another" if n == tensor.name else n for n in node.input]
+
+    assert verify(tied, foreign(tied, tmp_path / "right", apart), **WEIGHTS).passed
+    result = verify(tied, foreign(tied, tmp_path / "wrong", lambda m: apart(m, -30)), **WEIGHTS)
+    assert not result.passed
+    assert weights_of(result).where == "embed.W_E"
+    assert result.first_divergence is not None
+    assert result.first_divergence.unit == "embed"
+
+
 def test_a_mask_of_a_weights_shape_is_no_fault(tiny: Checkpoint, tmp_path: Path) -> None:
     def mask(model: onnx.ModelProto) -> None:
         side = tiny.config.d_model
