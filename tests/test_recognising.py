@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file, save_model
 
+from converter import verify
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.cli import main
 from converter.convert import bake, export_onnx, hf_to_tl, tl_to_hf
@@ -388,7 +389,7 @@ def test_a_tied_file_that_kept_the_head_in_shards(hf: Path, tmp_path: Path) -> N
         save_file({n: state[n] for n in mine}, tmp_path / "m" / file)
         weight_map |= dict.fromkeys(mine, file)
     index = tmp_path / "m/model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     _comes_back(open_checkpoint(tmp_path / "m"), hf, tmp_path)
     index.unlink()  # lost: the shards' names say that they are all there
     source = open_checkpoint(tmp_path / "m")
@@ -439,6 +440,77 @@ def test_a_bridge_file_that_kept_one_of_the_tied(kept: str, hf: Path, tmp_path: 
     save_file({n: t for n, t in load_file(path).items() if n != drop}, path)
     tl_to_hf(tmp_path / "tl", tmp_path / "back", effort="quick")
     assert same(read_all(tmp_path / "back"), read_all(hf))
+
+
+def _missing(directory: Path) -> set[str]:
+    """What stock transformers does not find, and fills in at random; the head is tied."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    return set(loaded[1]["missing_keys"]) - {"lm_head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", "model."),
+        ("", "base_model.model."),
+        ("h.0.", "h.0._orig_mod."),
+        ("transformer.", "transformer.transformer.transformer."),
+    ],
+)
+def test_a_wrapped_artifact_that_transformers_would_not_find(
+    old: str, new: str, hf: Path, tmp_path: Path
+) -> None:
+    """As a source it is read all the same. A pipeline loads what was verified."""
+    state = {name.replace(old, new, 1): tensor for name, tensor in _state(hf).items()}
+    directory = _with(hf, tmp_path / "m", state)
+    result = verify(hf, directory, effort="quick")
+    assert not result.passed
+    (problem,) = result.problems
+    assert "from_pretrained would fill them in at random" in problem
+    lost = _missing(directory)
+    assert problem.startswith(f"{len(lost)} of its tensors")
+    (weights,) = (e for e in result.evidence if e.link == "weights")
+    assert weights.where in lost
+    for given, checks in ((directory, "function"), (directory / "model.safetensors", "weights")):
+        told = verify(hf, given, checks=checks, effort="quick")
+        assert told.passed
+        assert "names that transformers looks for" in told.remarks[0]
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("transformer."),
+        lambda name: f"transformer.{name}",
+        lambda name: name.replace("transformer.wte", "lm_head"),
+    ],
+)
+def test_an_artifact_whose_names_transformers_knows(
+    rename: Callable[[str], str], hf: Path, tmp_path: Path
+) -> None:
+    state = {rename(name): tensor for name, tensor in _state(hf).items()}
+    directory = _with(hf, tmp_path / "m", state)
+    assert not _missing(directory)
+    result = verify(hf, directory, effort="quick")
+    assert result.passed, result.problems
+    assert not result.remarks
+
+
+def test_artifacts_of_which_transformers_finds_no_file(hf: Path, tmp_path: Path) -> None:
+    other = _with(hf, tmp_path / "m", _state(hf)) / "other.safetensors"
+    (tmp_path / "m/model.safetensors").rename(other)
+    told = verify(hf, other, checks="weights")
+    assert told.passed
+    assert told.remarks == ("from_pretrained does not look for a file called other.safetensors.",)
+    other.rename(tmp_path / "m/model-00001-of-00001.safetensors")
+    found = verify(hf, tmp_path / "m", checks="weights")
+    assert found.problems == ("from_pretrained does not look for shards without their index.",)
+    (tmp_path / "m/model-00001-of-00001.safetensors").unlink()
+    torch.save({"model": _state(hf), "step": 1}, tmp_path / "m/pytorch_model.bin")
+    bundle = open_checkpoint(tmp_path / "m", allow_pickle=True)
+    assert "at random" in verify(hf, bundle, checks="weights").problems[0]
 
 
 def _bridge(hf: Path) -> Any:

@@ -85,14 +85,23 @@ class Checkpoint:
     @property
     def as_saved(self) -> bool:
         """Whether the files have the names that the layout's own library looks for."""
-        names = {
-            f"{prefix}{stored.name}"
-            for prefix in ("", "transformer.")
-            for stored in self.stored.values()
-        }
-        own = {str(self.slots[key].name) for key in self.stored}
         saved = self.source.is_directory and holds_weights(self.source.path)
-        return saved and self.merged is None and own <= names
+        return saved and self.merged is None and not self.renamed
+
+    @property
+    def renamed(self) -> list[str]:
+        """The names under which the layout's own library looks for weights that the files hold, and
+        does not find them. transformers knows its own with or without the module around the trunk,
+        and either of the tied two."""
+        names = {stored.name for stored in self.stored.values()}
+        if self.layout == "hf":
+            trunk = "transformer."
+            names |= {trunk + n for n in names} | {n.removeprefix(trunk) for n in names}
+            names |= (
+                {"transformer.wte.weight"} if "lm_head.weight" in names and self.headless else set()
+            )
+        own = (str(self.slots[key].name) for key in self.stored)
+        return [name for name in own if name not in names]
 
     @property
     def buffers(self) -> list[str]:

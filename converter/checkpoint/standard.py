@@ -12,13 +12,14 @@ NAMED = "transformers_weights"
 """The field of config.json that names other weights: for transformers 5, not for those before it."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Suffixes of what torch.save wrote."""
+STANDARD = tuple(f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", INDEX))
+"""What transformers loads of a directory, where its config names nothing else: the first that is
+there; safetensors before pickles, one file before several."""
 
 
 def weights_name(directory: Path) -> str | None:
-    """The file that transformers loads of a directory, where its config names none: weights, or an
-    index of several files; safetensors before pickles, one file before several."""
-    names = (f"{name}{suffix}" for name in (WEIGHTS, PICKLE_WEIGHTS) for suffix in ("", INDEX))
-    return next((name for name in names if (directory / name).is_file()), None)
+    """The file of a directory that transformers loads: weights, or an index of several files."""
+    return next((name for name in STANDARD if (directory / name).is_file()), None)
 
 
 def holds_weights(directory: Path) -> bool:

@@ -33,7 +33,7 @@ from converter.verification.subjects import (
     written_here,
 )
 from converter.verification.weighing import Weighing, weigh
-from converter.verification.weights import require_same_sizes
+from converter.verification.weights import astray, require_same_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def verify(
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, max_ratio=limit, effort=effort,
         original=original.source.given, artifact=artifact.source.given, criterion=criterion,
-        remarks=known.remarks,
+        remarks=(*known.remarks, *_astray(artifact, checks)),
     )  # fmt: skip
     weighing = None
     if "weights" in checks:
@@ -252,6 +252,12 @@ def _run(
         evidence=evidence, remarks=tuple(remarks),
         problems=(*result.problems, *more), divergences=divergences, layers=tuple(measured),
     )  # fmt: skip
+
+
+def _astray(artifact: Checkpoint, checks: Collection[str]) -> list[str]:
+    """What transformers would not find in the artifact, unless it is a difference of weights."""
+    lost = astray(artifact)
+    return [lost.said] if lost and not (lost.fails and "weights" in checks) else []
 
 
 def _how_to_state_limits(artifact: Checkpoint) -> list[str]:

@@ -18,6 +18,7 @@ from converter.verification.subjects import WEIGHTS, graph_name, written_here
 from converter.verification.weights import (
     Mismatch,
     WeightCheck,
+    astray,
     compare_structure,
     compare_weights,
     config_differences,
@@ -77,7 +78,10 @@ def weigh(
         name = WEIGHTS if artifact.graph is None else graph_name(artifact, artifact)
         ours = known or written_here(artifact)
         ours &= check.unknown is None and not lossy
-        evidence.append(replace(_weights(name, loaded, lossy), required=ours))
+        own = replace(_weights(name, loaded, lossy), required=ours)
+        if (lost := astray(artifact)) and lost.fails and own.outcome != "differs":
+            own = Evidence.differing(name, "weights", lost.where, lost.said)
+        evidence.append(own)
     for graph in graphs:
         name = graph_name(graph, artifact)
         nodes = compare_structure(route, graph)

@@ -9,6 +9,7 @@ import numpy as np
 
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf
+from converter.checkpoint.standard import STANDARD, weights_name
 from converter.dtypes import CODES, NAMES, cast
 from converter.errors import NotRepresentable, TensorMismatch
 from converter.progress import Progress, silent
@@ -140,6 +141,37 @@ def rounded_when_loaded(route: Route, artifact: Checkpoint) -> tuple[str, ...]:
         if not np.array_equal(cast(own, stated).astype(np.float64), own, equal_nan=True):
             return (f"dtype: {NAMES[stated]} is stated, to which loading rounds the weights",)
     return ()
+
+
+@dataclass(frozen=True)
+class Astray:
+    """Weights that stock transformers does not find where they were found."""
+
+    where: str
+    """The first of the names that it looks for."""
+    said: str
+    """In a sentence."""
+    fails: bool
+    """A directory is what `from_pretrained` opens: it fills in what it does not find at random, and
+    goes on, so that a pipeline needs a failure. Who names a file opens it in a way of their own, and
+    is told."""
+
+
+def astray(artifact: Checkpoint) -> Astray | None:
+    """Of an artifact in HF's layout: what `from_pretrained` would not find there, if anything."""
+    source = artifact.source
+    if artifact.layout != "hf" or artifact.graph is not None or source.live or artifact.merged:
+        return None
+    fails = source.is_directory and (source.path / "config.json").is_file()
+    if renamed := artifact.renamed:
+        said = f"{len(renamed)} of its tensors are not there under the names that transformers looks for, first {renamed[0]}"
+        more = "from_pretrained would fill them in at random" if fails else "the file is verified under its own"  # fmt: skip
+        return Astray(renamed[0], f"{said}: {more}.", fails)
+    name = weights_name(source.path) if source.is_directory else source.path.name
+    if name in STANDARD:
+        return None
+    what = f"a file called {name}" if name else "shards without their index"
+    return Astray(STANDARD[0], f"from_pretrained does not look for {what}.", fails)
 
 
 def _stated_dtype(checkpoint: Checkpoint) -> str | None:
