@@ -90,7 +90,7 @@ def test_transformer_lens_means_over_a_power_of_two(
     width: int, before: str, computed: str, steps: list[str], tmp_path: Path
 ) -> None:
     """They are nearly exact in float32, so that only a few tensors have other last bits than ours."""
-    recipe = {"dtype": before, "hidden_size": width, "num_heads": 4}
+    recipe: dict[str, Any] = {"dtype": before, "hidden_size": width, "num_heads": 4}
     source = open_checkpoint(random_hf(tmp_path / "hf", **recipe))
     chosen = [step for step in STEPS if step.name in steps]
     weights = process_in_transformer_lens(read(source), source.config, chosen, computed)
