@@ -16,12 +16,13 @@ import onnx_ir as ir
 from converter.checkpoint import HEAD, Checkpoint
 from converter.onnx.dialect import DIALECT
 from converter.onnx.graph import PRODUCER, build
-from converter.onnx.opening import reader_of
+from converter.onnx.opening import GraphReader, reader_of
 from converter.onnx.weights import Form, Place, Weights
 from converter.output import inert
 
 _BLOCK = re.compile(r"blocks\.(\d+)\b")
-
+_EMBED = ("embed/", "hook_embed", "hook_pos_embed")
+_FINAL = ("ln_final/", "ln_final.", "unembed/", "logits")
 
 _FUSED = "/MatMulAddFusion"
 _ALIKE = 0.5
@@ -73,7 +74,30 @@ def compare_nodes(checkpoint: Checkpoint) -> Nodes:
     order = [name for kind, name, _ in found if kind == "node" and name not in names]
     made = [name for kind, name, _ in expected if kind == "node" and name not in names]
     moved = [] if fused else [a for a, b in zip(order, made, strict=True) if a != b][:1]
-    return Nodes(ours=True, differing=tuple(names or moved))
+    return Nodes(ours=True, differing=_by_outputs(names or moved, reader, fused or model))
+
+
+def _by_outputs(
+    names: Sequence[str], reader: GraphReader, expected: onnx.ModelProto
+) -> tuple[str, ...]:
+    """For nodes that differ where a hook point is given out, and nowhere else: its name."""
+    if not names:
+        return ()
+    nodes = reader.model.graph.node
+    read = {name for node in nodes for name in node.input}
+    found, made = (_makers(graph.node) for graph in (reader.model.graph, expected.graph))
+    wrong = [
+        name
+        for name in reader.file.hooks
+        if found.get(name) != made.get(name) or (name not in read and made.get(name) in names)
+    ]
+    gone = {maker.get(name) for name in wrong for maker in (found, made)}
+    return (*wrong, *(name for name in names if name not in (*wrong, *gone)))
+
+
+def _makers(nodes: Iterable[onnx.NodeProto]) -> dict[str, str]:
+    """The node that gives each value, by name."""
+    return {name: node.name for node in nodes for name in node.output}
 
 
 def _named(producer: str) -> str:
@@ -247,10 +271,10 @@ def _differing(expected: Parts, found: Parts) -> Iterator[str]:
 
 
 def unit_of(name: str) -> str | None:
-    """The unit that a node is in, by its name: "block 3", "embed" or "final"; None: masks,
-    shapes and constants serve several."""
+    """The unit that a node or an output is in, by its name: "block 3", "embed" or "final"; None:
+    masks, shapes and constants serve several."""
     if inside := _BLOCK.match(name):
         return f"block {inside.group(1)}"
-    if name.startswith("embed/"):
+    if name.startswith(_EMBED):
         return "embed"
-    return "final" if name.startswith(("ln_final/", "unembed/", "logits")) else None
+    return "final" if name.startswith(_FINAL) else None

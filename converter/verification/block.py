@@ -12,6 +12,8 @@ from converter.verification.activations import Activation
 if TYPE_CHECKING:
     from torch import Tensor
 
+Tap = Callable[[int, str, "Tensor"], None]
+"""Told, of each probe by its place, what is at a hook point, by TransformerLens's name of it."""
 _QUERIES = 128
 """Attended from at a time."""
 
@@ -24,34 +26,69 @@ def apply_block(
     residuals: list[Tensor],
     masks: Sequence[Tensor | None],
     activation: Activation,
+    tap: Tap | None = None,
 ) -> None:
     """Block `layer`, applied to each probe's residual stream in place of it.
 
-    `weights`: by `hooked` name. `divisor`: of the scores; None: they are not divided.
+    `weights`: by `hooked` name. `divisor`: of the scores; None: they are not divided. `tap`: of all
+    hook points but those of the scores, which are never there as a whole.
     """
 
     def w(name: str) -> Tensor:
         return weights(f"blocks.{layer}.{name}")
 
-    n, h, d = config.n_heads, config.d_head, config.d_model
-    window = config.window_size if config.attn_types[layer] == "local" else None
-    norm = w("ln1.w"), w("ln1.b")
-    # [n, d, h] -> [d, n h]: one matrix product for all heads.
-    qkv = [(w(f"attn.W_{x}").permute(1, 0, 2).reshape(d, n * h), w(f"attn.b_{x}")) for x in "QKV"]
-    output, output_bias = w("attn.W_O").reshape(n * h, d), w("attn.b_O")
-    for index, residual in enumerate(residuals):
-        x = layer_norm(residual, *norm, config.eps)
-        q, k, v = (
-            ((x @ matrix).view(*x.shape[:2], n, h) + bias).transpose(1, 2) for matrix, bias in qkv
-        )
-        mixed = _attend(q, k, v, masks[index], window, divisor)
-        residuals[index] = residual + (mixed.transpose(1, 2).flatten(2) @ output + output_bias)
-    del qkv, output
-    norm = w("ln2.w"), w("ln2.b")
-    w_in, b_in, w_out, b_out = w("mlp.W_in"), w("mlp.b_in"), w("mlp.W_out"), w("mlp.b_out")
-    for index, residual in enumerate(residuals):
-        x = layer_norm(residual, *norm, config.eps)
-        residuals[index] = residual + (activation(x @ w_in + b_in) @ w_out + b_out)
+    def told(index: int, name: str, value: Tensor) -> None:
+        if tap is not None:
+            tap(index, f"blocks.{layer}.{name}", value)
+
+    def normed(index: int, name: str, residual: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+        x, scale = normalised(residual, config.eps)
+        told(index, f"{name}.hook_scale", scale)
+        told(index, f"{name}.hook_normalized", x)
+        return x * gain + bias
+
+    def attention() -> None:
+        n, h, d = config.n_heads, config.d_head, config.d_model
+        window = config.window_size if config.attn_types[layer] == "local" else None
+        norm = w("ln1.w"), w("ln1.b")
+        # [n, d, h] -> [d, n h]: one matrix product for all heads.
+        qkv = [
+            (x, w(f"attn.W_{x}").permute(1, 0, 2).reshape(d, n * h), w(f"attn.b_{x}"))
+            for x in "QKV"
+        ]
+        output, output_bias = w("attn.W_O").reshape(n * h, d), w("attn.b_O")
+        for index, residual in enumerate(residuals):
+            told(index, "hook_resid_pre", residual)
+            x = normed(index, "ln1", residual, *norm)
+            heads = []
+            for name, matrix, bias in qkv:
+                own = (x @ matrix).view(*x.shape[:2], n, h) + bias
+                told(index, f"attn.hook_{name.lower()}", own)
+                heads.append(own.transpose(1, 2))
+            q, k, v = heads
+            z = _attend(q, k, v, masks[index], window, divisor).transpose(1, 2)
+            told(index, "attn.hook_z", z)
+            out = z.flatten(2) @ output + output_bias
+            told(index, "hook_attn_out", out)
+            residuals[index] = residual + out
+
+    def mlp() -> None:
+        norm = w("ln2.w"), w("ln2.b")
+        w_in, b_in, w_out, b_out = w("mlp.W_in"), w("mlp.b_in"), w("mlp.W_out"), w("mlp.b_out")
+        for index, residual in enumerate(residuals):
+            told(index, "hook_resid_mid", residual)
+            before = normed(index, "ln2", residual, *norm) @ w_in + b_in
+            told(index, "mlp.hook_pre", before)
+            after = activation(before)
+            told(index, "mlp.hook_post", after)
+            out = after @ w_out + b_out
+            del before, after  # the largest there are, but for one probe
+            told(index, "hook_mlp_out", out)
+            residuals[index] = residual + out
+            told(index, "hook_resid_post", residuals[index])
+
+    attention()
+    mlp()
 
 
 def _attend(
@@ -84,5 +121,11 @@ def _attend(
 
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    return normalised(x, eps)[0] * w + b
+
+
+def normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Of mean 0 and variance 1, before the gain; and what it was divided by for that."""
     x = x - x.mean(-1, keepdim=True)
-    return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w + b
+    scale = (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    return x / scale, scale

@@ -39,6 +39,7 @@ class Comparison:
     """Beyond those of the evidence: of the original, and of limits that were stated."""
     failed: tuple[tuple[Probe, Subject], ...]
     """The probes that failed, and what failed them."""
+    remarks: tuple[str, ...] = ()
 
     @property
     def vacuous(self) -> bool:
@@ -57,6 +58,7 @@ def compare_function(
     seed: int,
     say: Progress,
     same: Collection[str] = (),
+    alike: Collection[str] = (),
     explained: Sequence[str] | None = None,
     criterion: Criterion | None = None,
 ) -> Comparison:
@@ -64,6 +66,7 @@ def compare_function(
 
     Args:
         same: names of subjects whose stored weights are known to be what the route makes.
+        alike: names of graphs whose nodes are known to be what their config makes.
         explained: they are that by these steps, within the rounding of other arithmetic than
             ours, and are judged as they are stored.
         criterion: what the artifact is held to instead of the noise floor.
@@ -80,6 +83,7 @@ def compare_function(
         results: list[ProbeResult] = []
         evidence: list[Evidence] = []
         failed: list[tuple[Probe, Subject]] = []
+        remarks: list[str] = []
         standards: dict[tuple[str, ...], Standard] = {}
         for subject in subjects:
             steps = (
@@ -127,9 +131,22 @@ def compare_function(
             results += judged
             names = {result.name for result in judged if not result.passed}
             failed += [(probe, subject) for probe in probes if probe.name in names]
+            if subject.checkpoint.graph is not None and subject.name not in alike:
+                from converter.verification.outputs import compare_outputs
+
+                off, left = compare_outputs(
+                    route, subject, runtime, true, seed,
+                    same=subject.name in same, lossy=criterion is not None,
+                )  # fmt: skip
+                passed = [(e.subject, e.link, "same") for e in off]  # of the logits, and no more
+                evidence = [e for e in evidence if (e.subject, e.link, e.outcome) not in passed]
+                evidence += off
+                remarks += left
             del runtime
             release(work)
-    return Comparison(tuple(ran), tuple(results), tuple(evidence), tuple(problems), tuple(failed))
+    return Comparison(
+        tuple(ran), tuple(results), tuple(evidence), tuple(problems), tuple(failed), tuple(remarks)
+    )
 
 
 def _links(

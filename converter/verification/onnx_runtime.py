@@ -111,6 +111,16 @@ class OnnxRuntime(Runtime):
             raise NotComparable(f"its logits stay {found.dtype}")
         return torch.from_numpy(found)
 
+    def exact_outputs(self, probe: Probe, names: Sequence[str]) -> dict[str, Tensor]:
+        """These outputs in float64, each [batch, pos, …].
+
+        Raises: see `exact_logits`.
+        """
+        found = self._run(self._twin, probe, tuple(names))
+        if narrow := [name for name, value in found.items() if value.dtype != np.float64]:
+            raise NotComparable(f"its {narrow[0]} stays {found[narrow[0]].dtype}")
+        return {name: torch.from_numpy(value) for name, value in found.items()}
+
     @cached_property
     def _twin(self) -> Session:
         assert self.checkpoint.graph is not None

@@ -30,7 +30,7 @@ import numpy as np
 from converter.checkpoint import NeoConfig
 from converter.dtypes import cast
 from converter.verification.activations import activation_named
-from converter.verification.block import apply_block, layer_norm
+from converter.verification.block import Tap, apply_block, normalised
 from converter.verification.probes import Probe, wholes
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ def forward(
     device: torch.device | str = "cpu",
     jitter: Sequence[int | None] | None = None,
     watch: Watch | None = None,
+    tap: Tap | None = None,
     shared: bool = True,
 ) -> Forward:
     """Run all probes through the model; every weight is read once.
@@ -199,6 +200,7 @@ def forward(
             shows how the model amplifies rounding.
         watch: called with ("embed" | "block i" | "final", residual streams) after each unit. It
             may put other streams into the list, with which the next unit goes on.
+        tap: told what is at each hook point of each probe; see `apply_block`.
         shared: one pass serves a sequence and those that begin it; not where someone watches.
 
     Raises:
@@ -210,7 +212,7 @@ def forward(
     weights = _Weights(source, dtype, torch.device(device))
     activation = activation_named(config.act_fn, dtype)
     every, whole = probes, list(range(len(probes)))
-    if shared and watch is None:
+    if shared and watch is None and tap is None:
         whole = _wholes(probes, jitter)
     run = sorted(set(whole))
     probes = [every[i] for i in run]
@@ -219,17 +221,22 @@ def forward(
         masks = [
             None if p.mask is None else torch.from_numpy(p.mask).to(weights.device) for p in probes
         ]
-        residuals = _embed(weights, probes, jitter)
+        residuals = _embed(weights, probes, jitter, tap)
         if watch:
             watch("embed", residuals)
         for layer in range(config.n_layers):
-            apply_block(
-                weights, config, layer, weights.divisor(layer), residuals, masks, activation
-            )
+            divisor = weights.divisor(layer)
+            apply_block(weights, config, layer, divisor, residuals, masks, activation, tap)
             if watch:
                 watch(f"block {layer}", residuals)
-        norm = weights("ln_final.w"), weights("ln_final.b")
-        final = [layer_norm(r, *norm, config.eps) for r in residuals]
+        gain, shift = weights("ln_final.w"), weights("ln_final.b")
+        final = []
+        for index, residual in enumerate(residuals):
+            x, scale = normalised(residual, config.eps)
+            if tap:
+                tap(index, "ln_final.hook_scale", scale)
+                tap(index, "ln_final.hook_normalized", x)
+            final.append(x * gain + shift)
         if watch:
             watch("final", final)
         if len(run) < len(every) and not all(bool(f.isfinite().all()) for f in final):
@@ -258,16 +265,22 @@ def _wholes(probes: Sequence[Probe], jitter: Sequence[int | None] | None) -> lis
 
 
 def _embed(
-    weights: _Weights, probes: Sequence[Probe], jitter: Sequence[int | None] | None
+    weights: _Weights,
+    probes: Sequence[Probe],
+    jitter: Sequence[int | None] | None,
+    tap: Tap | None,
 ) -> list[Tensor]:
     """W_E[token] + W_pos[position]: [batch, pos, d] for each probe."""
     tokens, positions = weights.raw("embed.W_E"), weights.raw("pos_embed.W_pos")
-    residuals = [
-        weights.widen(tokens[p.tokens]) + weights.widen(positions[p.positions]) for p in probes
-    ]
-    if jitter is None:
-        return residuals
-    return [r if s is None else _jittered(r, s) for r, s in zip(residuals, jitter, strict=True)]
+    residuals = []
+    for index, probe in enumerate(probes):
+        own, place = weights.widen(tokens[probe.tokens]), weights.widen(positions[probe.positions])
+        if tap:
+            tap(index, "hook_embed", own)
+            tap(index, "hook_pos_embed", place)
+        seed = None if jitter is None else jitter[index]
+        residuals.append(own + place if seed is None else _jittered(own + place, seed))
+    return residuals
 
 
 def _jittered(residual: Tensor, seed: int) -> Tensor:

@@ -15,7 +15,7 @@ from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.verification.criterion import STATE_IT, Criterion
-from converter.verification.evidence import LINKS, problems
+from converter.verification.evidence import LINKS, Evidence, problems
 from converter.verification.judge import MAX_RATIO
 from converter.verification.original import Original, original_of
 from converter.verification.probes import (
@@ -24,7 +24,7 @@ from converter.verification.probes import (
     Probe,
 )
 from converter.verification.reach import reach_of
-from converter.verification.result import Layers, Verification
+from converter.verification.result import Divergence, Layers, Verification
 from converter.verification.subjects import (
     RUNTIMES,
     Subject,
@@ -207,9 +207,10 @@ def _run(
     ran = compare_function(
         route, original, subjects, probes, device=device, max_ratio=result.max_ratio, seed=seed, say=say,
         same=weighing.same if weighing else (),
+        alike=[e.subject for e in result.evidence if (e.link, e.outcome) == ("structure", "same")],
         explained=checked.explained if checked else None, criterion=result.criterion,
     )  # fmt: skip
-    more, remarks = list(ran.problems), list(result.remarks)
+    more, remarks = list(ran.problems), [*result.remarks, *ran.remarks]
     for graph in (s.checkpoint for s in subjects if s.checkpoint.graph):
         from converter.verification.onnx_runtime import left_out
 
@@ -242,6 +243,7 @@ def _run(
         )
         weighed = {d.unit: d for d in divergences}
         divergences = tuple(d if d.tensor else weighed.get(d.unit, d) for d in found) or divergences
+        divergences = divergences or _at_outputs(ran.evidence)
     elif layers:
         say("error by layer")
         probe = max(probes, key=lambda p: (p.tokens.size <= 600, p.tokens.size))
@@ -252,6 +254,15 @@ def _run(
         evidence=evidence, remarks=tuple(remarks),
         problems=(*result.problems, *more), divergences=divergences, layers=tuple(measured),
     )  # fmt: skip
+
+
+def _at_outputs(evidence: Sequence[Evidence]) -> tuple[Divergence, ...]:
+    """Where the outputs of graphs part that have hook points' names."""
+    from converter.onnx.structure import unit_of
+
+    wrong = [e.where for e in evidence if (e.link, e.outcome) == ("program", "differs") and e.where]
+    units = dict.fromkeys(unit for unit in map(unit_of, wrong) if unit)
+    return tuple(Divergence(unit, None) for unit in units)
 
 
 def _astray(artifact: Checkpoint, checks: Collection[str]) -> list[str]:
