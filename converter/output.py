@@ -66,10 +66,12 @@ class Steady:
         except (OSError, ValueError):
             return False
 
-    def write(self, text: str, passing: re.Pattern[str] = _STYLE) -> int:
+    def write(self, text: str | bytes, passing: re.Pattern[str] = _STYLE) -> int:
         """`passing`: the escape sequences that a terminal gets."""
         if not isinstance(text, str):
-            raise TypeError("text is written here, and no bytes")
+            if not text:  # so click asks whether the bytes must be written past us
+                raise TypeError("text is written here")
+            text = text.decode(errors="backslashreplace")
         if self._stream is not None and not self.failed:
             try:
                 self._stream.write(self._plain(text, passing))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from click.testing import CliRunner, Result
 from converter import cli_defaults
 from converter.cli import main
 from converter.demo import MODEL
+from converter.output import Steady
 
 
 @pytest.fixture
@@ -147,6 +151,35 @@ def test_what_a_shell_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert offered("hf-to-tl", "--layout", incomplete="b") == ["bridge"]
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     assert offered("inspect", incomplete="x") == ["x"]
+
+
+def asked_for(instruction: str, **words: str) -> str:
+    """What the command prints to a shell that asks it."""
+    asked = {"_NEOCONVERT_COMPLETE": instruction, **words}
+    code = "from converter.cli import main; main(prog_name='neoconvert')"
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=True)  # fmt: skip
+    assert not ran.stderr
+    return ran.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_answered(shell: str) -> None:
+    script = asked_for(f"{shell}_source")
+    assert f"_NEOCONVERT_COMPLETE={shell}_complete" in script
+    if found := shutil.which(shell):
+        subprocess.run([found, "-n"], input=script, text=True, check=True)
+    word = "hf" if shell == "fish" else "1"  # fish says which it is, the others where
+    offers = asked_for(f"{shell}_complete", COMP_WORDS="neoconvert hf", COMP_CWORD=word)
+    assert "hf-to-tl" in offers
+    assert "tl-to-hf" not in offers
+
+
+def test_output_takes_text_and_bytes() -> None:
+    """click writes some of its output as bytes, depending on its version."""
+    for written in ("a\nb\x1b", b"a\nb\x1b"):
+        stream = io.StringIO()
+        Steady(stream).write(written)
+        assert stream.getvalue() == "a\nb\\x1b"
 
 
 def test_every_source_is_completed() -> None:
