@@ -5,6 +5,7 @@ All in one process, in turns, so that whatever else the machine does hits all of
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections import defaultdict
@@ -78,15 +79,18 @@ class Eager:
         torch.set_num_threads(os.cpu_count() or 1)
         with quiet():
             self._model: Any = AutoModelForCausalLM.from_pretrained(directory)
+        # transformers 5.24 gave it another name.
+        taken = inspect.signature(self._model.forward).parameters
+        self._cache = "cache" if "cache" in taken else "past_key_values"
 
     def prefill(self, tokens: Array) -> Run:
         return lambda: {"logits": self._forward(tokens).logits.numpy()}
 
     def decode(self, tokens: Array) -> Run:
-        cache = self._forward(tokens[:, :-1]).past_key_values
+        cache = self._forward(tokens[:, :-1])[self._cache]
 
         def run() -> dict[str, Array]:
-            logits = self._forward(tokens[:, -1:], past_key_values=cache).logits.numpy()
+            logits = self._forward(tokens[:, -1:], **{self._cache: cache}).logits.numpy()
             cache.crop(-1)  # a view: takes no time
             return {"logits": logits}
 

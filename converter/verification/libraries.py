@@ -279,6 +279,7 @@ def _buffers(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
             yield name, as_torch(reader.read(name))
 
 
+@quiet()
 def local_tokenizer(checkpoint: Checkpoint) -> Any:
     """The tokenizer in the checkpoint's directory, or the one given with a model; or None.
     transformers makes up a one-token GPT-2 tokenizer for a directory that has none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError
 from converter.telling import told
 from converter.verification.evidence import NotComparable
-from converter.verification.libraries import bridge_model, hf_model, hooked_model
+from converter.verification.libraries import bridge_model, hf_model, hooked_model, quiet
 from converter.verification.loading import (
     has_bridge,
     has_hooked_transformer,
@@ -141,6 +142,7 @@ class Library(Runtime):
         kind = next(getattr(transformer_lens, n) for n in names if hasattr(transformer_lens, n))
         return kind.init_cache(self.model.cfg, self.device, probe.tokens.shape[0])
 
+    @quiet()
     def _step(self, probe: Probe, start: int, end: int, cache: Any = None) -> tuple[Tensor, Any]:
         """The logits of a probe's positions from `start` to before `end`, and the cache after."""
         import torch
@@ -164,12 +166,19 @@ class Library(Runtime):
             return getattr(out, "logits", out), None
         if self._hooked:
             return self.model(tokens, past_kv_cache=cache, **named), cache
-        named |= {"past_key_values": cache, "use_cache": True}
+        held = self._cache_name
+        named |= {held: cache, "use_cache": True}
         if self.what == "TransformerBridge":
             logits, cache = self.model(tokens, return_type="logits_and_cache", **named)
             return logits, cache
         out = self.model(tokens, **named)
-        return out.logits, out.past_key_values
+        return out.logits, getattr(out, held)
+
+    @cached_property
+    def _cache_name(self) -> str:
+        """transformers 5.24 gave it another name."""
+        taken = inspect.signature(self.model.forward).parameters
+        return "cache" if "cache" in taken else "past_key_values"
 
 
 def _keep_input(found: dict[str, Tensor]) -> Callable[..., None]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from transformers.utils import logging as library
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
@@ -23,7 +27,7 @@ from converter.verification.loading import has_hooked_transformer
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
-from converter.verification.runtimes import open_runtime
+from converter.verification.runtimes import Library, open_runtime
 from converter.verification.subjects import subjects_of
 from tests.marks import needs_hooked
 from tests.models import random_hf, write_as
@@ -62,6 +66,35 @@ def test_runs_a_bare_weight_file(original: Checkpoint, there: Path, layout: Layo
     write_as(original, there, layout)
     config = next(there.glob("c*.json")).rename(there / "elsewhere.json")
     assert_runs(open_checkpoint(there / "model.safetensors", cfg=config))
+
+
+def test_a_cache_by_its_new_name(
+    original: Checkpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As of transformers 5.24. Whatever a library prints and warns of while it runs is not shown."""
+    runtime = open_runtime(original, "cpu")
+    assert isinstance(runtime, Library)
+    probe = next(probe for probe in standard_probes(original.config) if probe.prefill)
+    expected = runtime.exact_logits(probe)
+    inner = runtime.model.forward
+    old = "cache" if "cache" in inspect.signature(inner).parameters else "past_key_values"
+
+    def forward(input_ids: Any, cache: Any = None, **named: Any) -> Any:
+        assert "past_key_values" not in named
+        print("printed")
+        warnings.warn("deprecated", FutureWarning, stacklevel=2)
+        library.get_logger("transformers").warning("logged")
+        out = inner(input_ids, **{old: cache}, **named)
+        return SimpleNamespace(logits=out.logits, cache=out[old])
+
+    again = open_runtime(original, "cpu")
+    assert isinstance(again, Library)
+    monkeypatch.setattr(again.model, "forward", forward)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert torch.equal(again.exact_logits(probe), expected)
+    assert not told
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("tied", [False, True])
