@@ -84,9 +84,14 @@ class Checkpoint:
 
     @property
     def as_saved(self) -> bool:
-        """Whether the files have the names that the layout's own library looks for."""
-        saved = self.source.is_directory and holds_weights(self.source.path)
-        return saved and self.merged is None and not self.renamed
+        """Whether the layout's own library opens the directory as it is: the files have the names it
+        looks for, and its config.json is the config that goes with them."""
+        path, given = self.source.path, self.source.config_path
+        saved = self.source.is_directory and holds_weights(path)
+        # A config in the weight file itself has the directory's path.
+        beside = (path / "config.json").is_file()
+        beside &= given in (path, path / "config.json", path / "cfg.json")
+        return saved and beside and self.merged is None and not self.renamed
 
     @property
     def renamed(self) -> list[str]:

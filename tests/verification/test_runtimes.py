@@ -68,6 +68,18 @@ def test_runs_a_bare_weight_file(original: Checkpoint, there: Path, layout: Layo
     assert_runs(open_checkpoint(there / "model.safetensors", cfg=config))
 
 
+@pytest.mark.parametrize("layout", ["hf", "hooked", "bridge"])
+def test_runs_a_directory_with_the_config_that_is_given(
+    original: Checkpoint, there: Path, layout: Layout
+) -> None:
+    write_as(original, there, layout)
+    config = next(there.glob("c*.json"))
+    given = config.rename(there.parent / "given.json")
+    assert_runs(open_checkpoint(there, cfg=given))
+    config.write_text("{}")  # not the one that is used
+    assert_runs(open_checkpoint(there, cfg=given))
+
+
 def test_a_cache_by_its_new_name(
     original: Checkpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
