@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from markupsafe import Markup
+
 from converter import html
 from converter.explaining.explanation import Explanation, TensorFact
+from converter.output import inert
 from converter.wording import size_of_change
 
 State = Literal["same", "steps", "free", "changed", "none"]
@@ -48,8 +51,8 @@ def render(found: Explanation) -> str:
     return html.render(
         __package__,
         "page.html",
-        filters={"change": size_of_change},
-        good=found.verdict != "different-model",
+        filters={"change": size_of_change, "parts": _parts},
+        tone="fail" if found.verdict == "different-model" else "pass",
         found=found,
         grid=_grid(found),
         heads=_heads(found),
@@ -57,6 +60,11 @@ def render(found: Explanation) -> str:
         rest=[fact for fact in differing if fact.explained],
         lines={fact.name: fact.to_json()["line"] for fact in differing},
     )
+
+
+def _parts(name: str) -> Markup:
+    """A tensor's name, which may be broken after its dots."""
+    return Markup(".<wbr>").join(inert(name).split("."))
 
 
 def _grid(found: Explanation) -> Grid:
