@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     "--min-top1",
     type=float,
     metavar="SHARE",
-    help="Likewise: the least share of positions with the same most likely token.",
+    help="Likewise: the least share of positions with the same most likely token, over all probes."
+    " One probe may miss it by two standard deviations of so few positions, or by less than one.",
 )
 @click.option(
     "--max-perplexity-ratio",

@@ -209,7 +209,8 @@ class Display:
     def _probes(self, result: Verification, ran: RuntimeInfo, probes: list[ProbeResult]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column("    probe")
-        limited = result.criterion is not None
+        limits, limited = result.criterion, result.criterion is not None
+        spared = [p for p in probes if p.passed and limits and limits.spares(p.top1_agreement)]
         measures = ("KL",) if limited else ("noise floor", "ratio")
         for column in ("max |Δ log p|", *measures, "top-1", ""):
             table.add_column(column, justify="right")
@@ -225,7 +226,7 @@ class Display:
                         f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
                     ]
                 ),
-                f"{p.top1_agreement:.0%}",
+                f"{p.top1_agreement:.0%}" + ("*" if p in spared else " " if spared else ""),
                 "[green]✓[/]" if p.passed else "[red]✗[/]",
             )
         mark = "[green]✓[/]" if all(p.passed for p in probes) else "[red]✗[/]"
@@ -233,6 +234,11 @@ class Display:
         named = " against ".join(software(r) for r in both)
         self.say(f"  {mark} function: log-probabilities of {named}")
         self.console.print(table)
+        if spared:
+            self.say(
+                "    * below the limit by no more than chance allows so few positions; all together"
+                " are held to it"
+            )
 
     def _perplexities(self, result: Verification) -> None:
         """Of each text once: runtimes agree to more digits than anyone reads."""

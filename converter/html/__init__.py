@@ -33,8 +33,9 @@ def render(
 ) -> str:
     """A page from a package's template, which extends base.html, and its script. Same facts, same bytes.
 
-    The facts name `good`: whether the page is green or red. The template is also given `style`, `script` and `policy`, which lets these two act and nothing else
-    that got onto the page.
+    The facts name a `tone`, which templates must not set: "pass" makes the page green, "fail" red and
+    "open" neither. The template is also given `style`, `script` and `policy`, which lets these two act
+    and nothing else that got onto the page.
     """
     environment = Environment(
         loader=FunctionLoader(lambda name: _asset(__package__, name)),

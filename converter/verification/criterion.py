@@ -60,6 +60,10 @@ class Criterion:
         )
         return ", ".join(f"{name}{limit:g}" for name, limit in limits if limit is not None)
 
+    def spares(self, top1_agreement: float) -> bool:
+        """Of a probe that was let pass: whether chance alone lets it."""
+        return self.min_top1 is not None and top1_agreement < self.min_top1
+
     def exceeded(self, run: Errors, *, text: bool) -> str | None:
         """Why a probe is not within the limits; None where it is."""
         if self.max_kl is not None and not run.kl <= self.max_kl:

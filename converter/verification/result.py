@@ -234,6 +234,7 @@ class Verification:
                 "config": list(weights.config),
                 "nodes": list(weights.nodes),
                 "explained": None if weights.explained is None else list(weights.explained),
+                **({"absent": weights.absent} if weights.absent else {}),
             },
             "first_divergence": None
             if where is None

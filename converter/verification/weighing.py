@@ -106,7 +106,8 @@ def weigh(
     joint = joined(informative) if informative or check is not None else None
     if lossy and joint is not None:
         others = [graph for graph in graphs if graph is not artifact]
-        remarks += _left_to_limits(joint, [artifact, *others])
+        joint = replace(joint, absent=_absent([artifact, *others]))
+        remarks += _left_to_limits(joint)
     same = {e.subject for e in evidence if e.link == "weights" and e.outcome == "same"}
     if check is not None and check.explained is not None:
         same -= {WEIGHTS, *(graph_name(g, artifact) for g in graphs)}
@@ -196,16 +197,21 @@ def _structure(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
     return Evidence(subject, "structure", "same")
 
 
-def _left_to_limits(check: WeightCheck, known: Sequence[Checkpoint]) -> list[str]:
-    """What the weights show where limits decide."""
-    remarks = ["With limits stated, weights are not held to the original's bits."]
-    absent = sum(
+def _absent(known: Sequence[Checkpoint]) -> int:
+    return sum(
         sum(key not in one.stored and not slot.absence for key, slot in one.slots.items())
         for one in known
         if not one.complete
     )
-    if absent:
-        remarks.append(f"{absent} tensors are quantised or renamed, and could not be compared.")
+
+
+def _left_to_limits(check: WeightCheck) -> list[str]:
+    """What the weights show where limits decide."""
+    remarks = ["With limits stated, weights are not held to the original's bits."]
+    if check.absent:
+        remarks.append(
+            f"{check.absent} tensors are quantised or renamed, and could not be compared."
+        )
     if check.mismatches:
         remarks.append(
             f"{len(check.mismatches)} tensors that are there by name differ from the original's,"

@@ -50,6 +50,8 @@ class WeightCheck:
 
     unknown: str | None = None
     """Why nobody here knows what the weights must be, as a clause."""
+    absent: int = 0
+    """Tensors that a lossy artifact does not have by name, and that could not be compared."""
 
     @property
     def mismatched(self) -> tuple[str, ...]:

@@ -147,6 +147,8 @@ def test_a_probe_is_a_small_sample() -> None:
     assert limits.exceeded_by_all([run_of(0.5, 2), run_of(0.9, 100)], 0) != []
     assert limits.exceeded_by_all([run_of(0.5, 2), run_of(0.95, 100)], 0) == []
     assert limits.exceeded_by_all([run_of(1.0, 0)], 0) != []
+    assert limits.spares(0.5)
+    assert not limits.spares(0.9)
 
 
 @pytest.mark.parametrize(

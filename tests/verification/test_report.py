@@ -323,3 +323,55 @@ def test_the_report_leaves_its_document_alone() -> None:
     before = copy.deepcopy(given)
     render(given, provenance=provenance())
     assert given == before
+
+
+def tone(text: str) -> str:
+    """Of the page, which its icon shares."""
+    (found,) = re.findall(r'<body class="(\w+)">', text)
+    assert {"pass": "0b7a53", "fail": "b3261e", "open": "595f69"}[found] in text.partition(
+        "<style"
+    )[0]
+    return str(found)
+
+
+def test_the_colour_is_the_verdicts() -> None:
+    """Whatever the probes say."""
+    alone: dict[str, Any] = {"probes": [], "runtimes": [], "layers": []}
+    for given in (dict[str, Any](), alone):
+        assert tone(render(document() | given)) == "pass"
+        assert tone(render(document(passed=False) | given)) == "fail"
+    assert tone(render(document(passed=False) | {"probes": document()["probes"]})) == "fail"
+
+
+def test_what_could_only_not_be_compared_is_neither_green_nor_red() -> None:
+    link = {"subject": "x", "link": "structure", "outcome": "not comparable", "why": "y", "where": None,
+            "error": None, "times": None, "required": True}  # fmt: skip
+    given = document() | {"passed": False, "evidence": [link], "problems": ["x: y."]}
+    text = render(given)
+    assert tone(text) == "open"
+    assert "Not verified" in text
+    assert "does not reproduce" not in text
+    assert tone(render(given | {"problems": ["x: y.", "Another."]})) == "fail"
+    wrong = link | {"link": "route", "outcome": "differs", "times": 2694656805.0, "error": 1.0}
+    text = render(given | {"evidence": [link, wrong], "problems": ["x: y.", "Another."]})
+    assert "2.7e+09 times what is allowed" in text
+    assert "% of what" not in text
+
+
+def test_what_is_quantised_is_counted_and_few_positions_are_marked() -> None:
+    given = document() | {
+        "criterion": {"max_kl": 0.1, "min_top1": 0.9, "max_perplexity_ratio": None}
+    }
+    given["weights"] |= {"compared": 30, "absent": 27}
+    assert "*" not in render(given).partition("<main")[2].partition("<script")[0]
+    given["probes"][0]["top1_agreement"] = 0.75
+    Structure(text := render(given))
+    assert "30 <small>of 57" in text
+    assert "30 of 57 tensors are what they must be" in text
+    assert "75 %*" in text
+    assert "* Below 90 %" in text
+
+
+def test_the_program_is_named_once() -> None:
+    for title in ("verify", "neoconvert verify"):
+        assert "<b>neoconvert</b> verify<" in render(document(), title=title)

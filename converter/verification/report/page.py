@@ -80,6 +80,7 @@ def render(
     filters: html.Filters = {
         "brief": plots.brief,
         "times": times,
+        "allowed": allowed,
         "share": share,
         "plain": plain,
         "json": _json,
@@ -89,7 +90,7 @@ def render(
         "page.html",
         "page.js",
         filters=filters,
-        good=document["passed"],
+        tone=_tone(document),
         doc=document,
         title=title,
         groups=_groups(document),
@@ -100,6 +101,15 @@ def render(
         layers=_layers(document),
         origin=origin.read(provenance),
     )
+
+
+def _tone(document: dict[str, Any]) -> str:
+    """Of the verdict: "open" where nothing failed, and something that must be compared could not be."""
+    if document["passed"]:
+        return "pass"
+    evidence = document.get("evidence") or []
+    uncompared = [e for e in evidence if e.get("required") and e["outcome"] == "not comparable"]
+    return "open" if uncompared and len(uncompared) == len(document["problems"]) else "fail"
 
 
 def _chain(document: dict[str, Any]) -> list[Chained]:
@@ -165,6 +175,12 @@ def times(ratio: plots.Number) -> str:
     if ratio < 100:
         return f"{ratio:.2f}"
     return f"{float(f'{ratio:.2g}'):,.0f}" if ratio < 1e8 else f"{ratio:.1e}"
+
+
+def allowed(ratio: float) -> str:
+    """What was measured, in units of what is allowed."""
+    part = share(ratio) + " of" if ratio <= 1 else times(ratio) + " times"
+    return f"{part} what is allowed"
 
 
 def share(value: plots.Number) -> str:
