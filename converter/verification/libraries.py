@@ -210,6 +210,7 @@ def bridge_model(
         else:
             place, named["hf_model"] = "gpt-neo", _shell(checkpoint, state, dtype)
         bridge: Any = TransformerBridge.boot_transformers(place, **named)
+        bridge.original_model.config.return_dict = True  # else it finds no cache in a tuple
         if checkpoint.biased:
             # A raw bridge has no q, k, v biases, and would be silently wrong without them.
             bridge.enable_compatibility_mode()
