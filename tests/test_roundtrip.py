@@ -19,7 +19,7 @@ from converter.errors import CorruptFile
 from converter.exporting import Graph
 from converter.layout import Layout
 from converter.pipeline import convert
-from converter.request import Checking, Writing
+from converter.request import Checking, LedgerKind, Writing
 from converter.routing import plain
 from converter.verification import verify
 from tests.checkpoints import Recipe, read_all, recipes, same, tensors_of, write_hf
@@ -149,6 +149,23 @@ def test_weights_of_several_dtypes_open_as_before(stated: str | None, tmp_path: 
     assert said(tmp_path / "baked") == said(tmp_path / "same") == stated
     bake(source, tmp_path / "half", process="none", dtype="bfloat16", check=False)
     assert said(tmp_path / "half") == "bfloat16"
+
+
+@pytest.mark.parametrize("ledger", ["compact", "exact"])
+@pytest.mark.parametrize("wide", ["ln_", "wte"])
+def test_processing_weights_of_several_dtypes_is_undone(
+    wide: str, ledger: LedgerKind, tmp_path: Path
+) -> None:
+    """What 16 bits cost those that were stored in them is not held against undoing."""
+    source = random_hf(tmp_path / "hf")
+    tensors = {
+        name: tensor if wide in name else tensor.astype(np.float16)
+        for name, tensor in load_file(source / "model.safetensors").items()
+    }
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    hf_to_tl(source, tmp_path / "tl", process="default", ledger=ledger, effort="quick")
+    tl_to_hf(tmp_path / "tl", tmp_path / "back", effort="quick")
+    assert (ledger == "exact") <= same(read_all(tmp_path / "back"), tensors)
 
 
 def test_without_provenance_the_config_is_rebuilt(tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ class Checkpoint:
         return holding(map(self.storage_code, self.stored))
 
     @property
+    def coarse(self) -> bool:
+        """Whether a weight is stored in 16 bits."""
+        return any(CODES[self.storage_code(key)].itemsize < 4 for key in self.stored)
+
+    @property
     def stated_dtype(self) -> str | None:
         """The dtype that the config beside the weights states, in which their library opens them."""
         beside = self.source.tl_config if self.layout == "hooked" else self.source.hf_config

@@ -51,8 +51,8 @@ class Account:
         told = self.explanation
         if differing == 0 or not claims:
             return differing == 0
-        narrow = told.cast.after if told.cast else self.route.source.dtype
-        if CODES[narrow].itemsize < 4 and not told.coarse:
+        narrow = CODES[told.cast.after].itemsize < 4 if told.cast else self.route.source.coarse
+        if narrow and not told.coarse:
             return False
         changed = sum(bool(t.steps) or t.cast for t in told.tensors)
         return differing < _MANY * changed

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from converter.checkpoint import Checkpoint, NeoConfig
-from converter.dtypes import CODES
 from converter.processing import Rounding, in_order
 from converter.progress import Progress
 from converter.route import Expected, Route, Undoing
@@ -70,7 +69,7 @@ def examine_route(
     if explained is not None:
         say("what storing the artifact costs")
         decomposed = any(step.decomposes for step in in_order(explained))
-        decomposed = decomposed and CODES[artifact.dtype].itemsize >= 4
+        decomposed = decomposed and not artifact.coarse
         floors = storage_floors(artifact, standard.reference, seed)
         errors = [cost or _NOTHING for cost in standard.costs]
         worst = _Worst.of(errors, floors, true.probes)

@@ -87,7 +87,7 @@ def rounding(route: Route, artifact: Checkpoint) -> Weights | None:
 
 def undoes_rounding(route: Route) -> bool:
     """Whether the route goes back to what was there before its source was stored in 16 bits."""
-    return route.name == "undoing" and CODES[route.source.dtype].itemsize < 4
+    return route.name == "undoing" and route.source.coarse
 
 
 def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:

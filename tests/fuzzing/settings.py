@@ -18,7 +18,7 @@ from converter.batch import manifest
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.files import Json, read_json
-from converter.checkpoint.hf_config import from_hf, to_hf
+from converter.checkpoint.hf_config import ACTIVATION_ALIASES, from_hf, to_hf
 from converter.checkpoint.provenance import describes
 from converter.checkpoint.record import survey
 from converter.checkpoint.tl_config import ACTIVATIONS, from_tl, to_tl
@@ -57,6 +57,7 @@ def _require_as_transformers(config: Json, ours: NeoConfig) -> None:
     }  # fmt: skip
     for name, value in same.items():
         found = getattr(theirs, name)
+        found = ACTIVATION_ALIASES.get(found, found) if isinstance(found, str) else found
         require(found == value, f"transformers reads {name} as {found!r:.60}, not {value!r:.60}")
     inner = theirs.intermediate_size or 4 * theirs.hidden_size
     require(inner == ours.d_mlp, f"transformers has an MLP of {inner}, not {ours.d_mlp}")
