@@ -66,6 +66,8 @@ class TensorFact:
     """Steps that separate the checkpoints, but not this tensor."""
     extra: tuple[str, ...] = ()
     """Steps that were carried out on this tensor, but not on most others."""
+    shift: bool = False
+    """It has one number more for every token, by no step: all logits shift alike."""
     resembles: str | None = None
     """The tensor whose place this one has taken, it seems."""
     cast: bool = False

@@ -26,6 +26,8 @@ from converter.explaining.unit import load, unpack
 from converter.explaining.ways import Found, Mark, connected
 from converter.opening import Given, opened
 from converter.processing import STEPS, in_order
+from converter.processing.center_unembed import STEP as CENTRE_UNEMBED
+from converter.processing.step import is_vector
 from converter.processing.steps import BY_NAME
 from converter.progress import Progress, silent
 from converter.route import groups
@@ -34,6 +36,7 @@ from converter.verification.weights import SIZES, config_differences
 ORDER = tuple(step.name for step in STEPS)
 _CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
 """Where biases that HF lacks live."""
+_BIAS = "unembed.b_U"
 _UNTOLD = "too little agrees to tell"
 
 
@@ -134,13 +137,18 @@ def _groups(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
 
 
 def _vote(tensors: list[_Tensor]) -> dict[str, Mark]:
-    """What most tensors say about each step; SILENT where none tells, SPOILT where none can."""
+    """What most tensors say about each step; SILENT where none tells, SPOILT where none can.
+
+    Of as many, matrices decide: a bias of zeros looks centred, whatever was done.
+    """
     result = {}
     for step in ORDER:
-        votes = Counter(t.found.marks[step] for t in tensors if step in t.found.marks)
-        told = {m: votes[m] for m in (Mark.APPLIED, Mark.UNDONE, Mark.ABSENT) if votes[m]}
+        telling = [t for t in tensors if step in t.found.marks]
+        votes = Counter(t.found.marks[step] for t in telling)
+        matrices = Counter(t.found.marks[step] for t in telling if not is_vector(t.key))
+        told = [m for m in (Mark.APPLIED, Mark.UNDONE, Mark.ABSENT) if votes[m]]
         if told:
-            result[step] = max(told, key=lambda m: told[m])
+            result[step] = max(told, key=lambda m: (votes[m], matrices[m]))
         else:
             result[step] = Mark.SILENT if votes[Mark.SILENT] or not votes else Mark.SPOILT
     return result
@@ -243,11 +251,13 @@ def _fact(
 ) -> TensorFact:
     found, slot = tensor.found, converted.slots[tensor.key]
     separate = (Mark.APPLIED, Mark.UNDONE)
-    steps, missing, extra = [], [], []
+    steps, missing, extra, shift = [], [], [], False
     for step in ORDER:
         mark = found.marks.get(step, Mark.SILENT)
         if mark in separate and mark is decided[step]:
             steps += [step] if tensor.difference else []
+        elif mark in separate and (step, tensor.key) == (CENTRE_UNEMBED.name, _BIAS):
+            shift = found.match.agrees  # without its step, a mean that came or went is just that
         elif mark in separate:
             extra.append(step)
         elif mark is Mark.ABSENT and decided[step] in separate:
@@ -264,7 +274,7 @@ def _fact(
         relative=found.match.relative,
         steps=tuple(steps),
         undone=tuple(step for step in steps if decided[step] is Mark.UNDONE),
-        explained=agrees and not missing and not extra,
+        explained=agrees and not missing and not extra and not shift,
         keeps_function=found.keeps,
         product=found.match.product,
         where=place.where,
@@ -272,6 +282,7 @@ def _fact(
         by_head=place.by_head,
         missing=tuple(missing) if agrees else (),
         extra=tuple(extra) if agrees else (),
+        shift=shift,
         resembles=None if agrees else _resembled(converted, tensor, tensors),
         cast=narrowed,
         carried=tensor.carried and tensor.difference > 0,

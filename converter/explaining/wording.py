@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LAYOUT = {"hf": "Hugging Face", "hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 
+_SHIFT = "all logits shift alike, and log-probabilities stay as they are"
+
 
 def line(fact: TensorFact) -> str:
     """One tensor in a sentence."""
@@ -33,6 +35,8 @@ def line(fact: TensorFact) -> str:
         if not causes:
             return f"{start}: rounding only"
         return f"{start}: {', '.join(causes)}; nothing else, {_left(fact)}"
+    if fact.shift:
+        return f"{start}: one number more for every token, by no step; {_SHIFT}"
     if fact.missing:
         return f"{start}: {_and(fact.missing)} {_is(fact.missing)} missing here; {_function(fact)}"
     if fact.extra:
@@ -87,7 +91,7 @@ def collapsed(facts: Sequence[TensorFact]) -> list[TensorFact]:
         if fact.layer is not None:
             template = fact.name.replace(f".{fact.layer}.", ".{}.", 1)
         alike = (template, fact.steps, fact.explained, fact.keeps_function, fact.product, fact.where,
-                 fact.missing, fact.extra, fact.resembles, fact.cast)  # fmt: skip
+                 fact.missing, fact.extra, fact.shift, fact.resembles, fact.cast)  # fmt: skip
         groups.setdefault(alike, []).append(fact)
     result = []
     for (template, *_), group in groups.items():  # type: ignore[misc]
@@ -195,7 +199,12 @@ def _where(found: Explanation) -> list[str]:
             said.append(f"{step} is not complete: {_few(who['missing'])} went without it.")
         if "extra" in who:
             said.append(f"{step} shows in {_few(who['extra'])} only.")
-    rest = [t for t in found.tensors if not t.explained and not t.missing and not t.extra]
+    said += [
+        f"{t.name} has one number more for every token, and no step accounts for it: {_SHIFT}."
+        for t in found.tensors
+        if t.shift
+    ]
+    rest = [t for t in found.tensors if not (t.explained or t.missing or t.extra or t.shift)]
     if 0 < len(rest) <= 6:
         where = [f"{t.name} at {t.place}" if t.place else t.name for t in rest]
         said.append(f"What no step explains: {'; '.join(where)}.")
