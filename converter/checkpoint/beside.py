@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 
@@ -29,8 +30,9 @@ def refuse_other_weights(source: Source) -> None:
     read = weights_name(source.path) or "its shards"
     named = (source.hf_config or {}).get(NAMED)
     if named is not None and named != read:
-        other = source.path / named if isinstance(named, str) else source.path
-        its = f"; if {named}, give that file: {shlex.quote(str(other))}" if other.is_file() else ""
+        other = str(source.path / str(named))
+        there = os.path.basename(other) == named and os.path.isfile(other)
+        its = f"; if {named}, give that file: {shlex.quote(other)}" if there else ""
         raise ConfigError(
             f"The config names other weights, {str(named)[:80]!r}, than {read}: transformers 5 loads"
             " them, and its earlier versions do not.",

@@ -102,9 +102,8 @@ class Checkpoint:
         if self.layout == "hf":
             trunk = "transformer."
             names |= {trunk + n for n in names} | {n.removeprefix(trunk) for n in names}
-            names |= (
-                {"transformer.wte.weight"} if "lm_head.weight" in names and self.headless else set()
-            )
+            if self.headless and "lm_head.weight" in names:
+                names.add("transformer.wte.weight")
         own = (str(self.slots[key].name) for key in self.stored)
         return [name for name in own if name not in names]
 

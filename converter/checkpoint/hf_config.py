@@ -97,7 +97,7 @@ def _refuse_foreign(config: Mapping[str, Any], n_ctx: int, where: str) -> None:
         whole = name in _WINDOWS and type(value) is int and value >= n_ctx
         if not (value is None or value in harmless or whole):
             raise fail(
-                f"{name} is {str(value)[:40]}: GPT-Neo has no such field, and transformers would"
+                f"{name} is {value!r:.40}: GPT-Neo has no such field, and transformers would"
                 " run another model by it.",
                 where,
                 f"Remove {name} from the config.",

@@ -26,7 +26,6 @@ from converter.explaining.unit import load, unpack
 from converter.explaining.ways import Found, Mark, connected
 from converter.opening import Given, opened
 from converter.processing import STEPS, in_order
-from converter.processing.center_unembed import STEP as CENTRE_UNEMBED
 from converter.processing.step import is_vector
 from converter.processing.steps import BY_NAME
 from converter.progress import Progress, silent
@@ -229,6 +228,7 @@ def _facts(
                 name=held.name,
                 difference=held.difference,
                 keeps_function=keeps,
+                shift=False,  # of the bias, not of what carries it
             )
     return tuple(facts[key] for key in converted.slots if key in facts)
 
@@ -251,18 +251,19 @@ def _fact(
 ) -> TensorFact:
     found, slot = tensor.found, converted.slots[tensor.key]
     separate = (Mark.APPLIED, Mark.UNDONE)
-    steps, missing, extra, shift = [], [], [], False
+    steps, missing, extra = [], [], []
     for step in ORDER:
         mark = found.marks.get(step, Mark.SILENT)
         if mark in separate and mark is decided[step]:
             steps += [step] if tensor.difference else []
-        elif mark in separate and (step, tensor.key) == (CENTRE_UNEMBED.name, _BIAS):
-            shift = found.match.agrees  # without its step, a mean that came or went is just that
         elif mark in separate:
             extra.append(step)
         elif mark is Mark.ABSENT and decided[step] in separate:
             missing.append(step)
     agrees = found.match.agrees and not found.foreign
+    # What changes no log-probability is a mean that came or went; without its step, just that.
+    shift = tensor.key == _BIAS and found.keeps and not missing and not (agrees and not extra)
+    extra = [] if shift else extra
     place = Place() if found.match.agrees else locate(found.match, converted, tensor.key)
     narrowed = cast is not None and not cast.exact and tensor.difference > 0
     return TensorFact(

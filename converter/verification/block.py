@@ -120,10 +120,6 @@ def _attend(
     return mixed
 
 
-def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    return normalised(x, eps)[0] * w + b
-
-
 def normalised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Of mean 0 and variance 1, before the gain; and what it was divided by for that."""
     x = x - x.mean(-1, keepdim=True)

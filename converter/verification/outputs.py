@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
 from converter.verification.onnx_runtime import OnnxRuntime
 from converter.verification.probes import Probe
-from converter.verification.program import MAX_TIMES, ULP, few_of
+from converter.verification.program import MAX_TIMES, ULP, exactly, few_of
 from converter.verification.reference import Source, forward
 from converter.verification.runtimes import Runtime
 from converter.verification.subjects import Subject
@@ -104,7 +105,8 @@ def _compared(
     forward(source, [*probes] * (1 + _DRAWS), dtype=torch.float64, jitter=jitter, tap=keep)
     worst: dict[str, tuple[float, float, str]] = {}
     for index, probe in enumerate(probes):
-        for name, value in runtime.exact_outputs(probe, names).items():
+        outputs = exactly(partial(runtime.exact_outputs, names=names), probe)
+        for name, value in outputs.items():
             exact, rows = points[name].exact[index], _rows(value, probe)
             off = _off(rows, exact) if rows.shape == exact.shape else math.inf
             allowed = MAX_TIMES * max(points[name].noise, ULP) * _scale(exact)

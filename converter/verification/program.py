@@ -8,9 +8,10 @@ the weights are, and how float32 rounds, are other links' questions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -26,6 +27,7 @@ from converter.verification.probes import Probe, cost
 from converter.verification.reference import Source, forward
 from converter.verification.runtimes import Runtime
 
+T = TypeVar("T")
 MAX_TIMES = 64.0
 """How many times float64's own noise a program may be off."""
 ULP = 2.0**-52
@@ -172,7 +174,7 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
     for index, probe in enumerate(reference.probes):
         if not runtime.runs_exactly(probe):
             continue
-        logits = _logits(runtime, probe)
+        logits = exactly(runtime.exact_logits, probe)
         (run,) = measure(reference.exact, index, [logits])
         ratio, finite = run.ratio(reference.floor), run.compared
         if finite < logits.numel():  # NaN, infinities and padding
@@ -188,9 +190,14 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
     return found
 
 
-def _logits(runtime: Runtime, probe: Probe) -> torch.Tensor:
+def exactly(run: Callable[[Probe], T], probe: Probe) -> T:
+    """What a run in float64 gives.
+
+    Raises:
+        NotComparable: it stops, in whatever way.
+    """
     try:
-        return runtime.exact_logits(probe)
+        return run(probe)
     except NotComparable:
         raise
     except Exception as error:  # of any library that was not made for float64

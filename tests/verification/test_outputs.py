@@ -123,3 +123,13 @@ def test_outputs_that_cannot_be_compared_are_named(original: Checkpoint, tmp_pat
     limited = verify(original, path, max_kl=1e-3, **QUICK)
     assert limited.passed
     assert unknown in limited.remarks
+
+
+def test_an_output_of_another_shape_is_not_compared(original: Checkpoint, tmp_path: Path) -> None:
+    def another(model: onnx.ModelProto) -> None:
+        model.graph.node.append(make_node("ReduceSum", ["logits"], ["hook_embed"], keepdims=0))
+        model.graph.output.append(make_tensor_value_info("hook_embed", onnx.TensorProto.FLOAT, []))
+
+    result = verify(original, graph(original, tmp_path / "o", [], another), **QUICK)
+    assert result.passed
+    assert result.remarks == ("Outputs of model.onnx that were not compared: hook_embed.",)
