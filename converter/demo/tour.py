@@ -17,6 +17,7 @@ from converter.display import Display
 from converter.dtypes import same_bits
 from converter.explaining import explain
 from converter.layout import Layout
+from converter.output import shown
 from converter.verification.loading import has_hooked_transformer, load_bridge, load_hooked
 
 BLOCK, HEAD = 1, 3
@@ -46,7 +47,9 @@ LOAD = """\
 def run(output: Path, display: Display) -> tuple[dict[str, Any], int]:
     """Convert the shipped model there and back under `output`; exit code 1 if a byte differs."""
     original = open_checkpoint(MODEL)
-    display.say(f"The shipped model: {original.config.n_layers} layers, trained, {MODEL.name}/\n")
+    display.say(
+        f"The demo model: {original.config.n_layers} layers, trained, in {shown(str(MODEL))}\n"
+    )
     trips: dict[str, Any] = {}
     layouts: tuple[Layout, ...] = ("hooked", "bridge")
     for layout in layouts:
