@@ -185,7 +185,11 @@ class Display:
             self.say(f"  [yellow]{shown(remark)}[/]")
         if result.divergences:
             self.say("  they part at " + "; ".join(shown(str(d)) for d in result.divergences[:8]))
-        self.say(f"  [bold {'green' if result.passed else 'red'}]{shown(result.verdict)}[/]")
+        verdict = f"  [bold {'green' if result.passed else 'red'}]{shown(result.verdict)}[/]"
+        left = dict.fromkeys(e.link for e in result.evidence if e.outcome == "not comparable")
+        if left and result.passed and not result.criterion:
+            verdict += f"; not compared: {', '.join(left)}"
+        self.say(verdict)
 
     def _evidence(self, evidence: Evidence) -> None:
         """The links that have no table of their own, and whatever could not be compared."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import shlex
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from converter.checkpoint.plan import Plan
     from converter.route import Route
-    from converter.verification import Verification
+    from converter.verification import RuntimeInfo, Verification
 
 CARD = "README.md"
 _HANDED_ON = ("license", "license_name", "license_link", "language", "datasets")
@@ -196,12 +197,19 @@ def _checked(source: Checkpoint, verification: Verification | None) -> Iterator[
         yield f"Nothing: it was converted with `--no-verify`. This checks it:\n\n{again}"
         return
     ran = {role: [r for r in verification.runtimes if r.role == role] for role in ("original", "artifact")}  # fmt: skip
-    both = (", ".join(map(software, ran[role])) for role in ("artifact", "original"))
+    both = (", ".join(software(_short(r)) for r in ran[role]) for role in ("artifact", "original"))
     yield "Before it was published, the files were read back and run: {}, against {}.\n".format(
         *both
     )
-    rows = [(QUESTIONS[e.link], _words(e.subject), _words(str(e))) for e in verification.evidence]
+    names = {r.what: _short(r).what for r in verification.runtimes}
+    rows = [
+        (QUESTIONS[e.link], _words(names.get(e.subject, e.subject)), _words(str(e)))
+        for e in verification.evidence
+    ]
     yield _table(("what", "of", ""), rows)
+    for long, short in names.items():
+        if long != short:
+            yield f"In place of TransformerLens, {short} ran: {long.removeprefix(short)[2:-1]}.\n"
     if verification.probes:
         worst = max(verification.probes, key=lambda probe: probe.ratio)
         yield (
@@ -211,6 +219,13 @@ def _checked(source: Checkpoint, verification: Verification | None) -> Iterator[
             f" {worst.top1_agreement:.0%}. {verification.reached or ''}\n"
         )
     yield f"To check it again:\n\n{again}"
+
+
+def _short(runtime: RuntimeInfo) -> RuntimeInfo:
+    """Without the reason why it is neoconvert's own forward that ran."""
+    if runtime.name != "neoconvert":
+        return runtime
+    return replace(runtime, what=runtime.what.partition(" (")[0])
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -165,3 +165,11 @@ def test_a_directory_that_is_not_ours_gets_no_card(tmp_path: Path) -> None:
     with pytest.raises(converter.UsageError, match="card"):
         export_onnx(source, model_card=True, check=False)
     assert not (source / "model.onnx").exists()
+
+
+@pytest.mark.skipif(has_hooked_transformer(), reason="TransformerLens 3 runs the hooked layout")
+def test_what_ran_in_place_of_transformerlens_is_said_once(tmp_path: Path) -> None:
+    hf_to_tl(MODEL, tmp_path / "tl", model_card=True, effort="quick")
+    text = (tmp_path / "tl/README.md").read_text("utf-8")
+    assert text.count("cannot run this layout") == 1
+    assert text.count("neoconvert's own forward") == 4

@@ -13,6 +13,7 @@ from converter.wording import runs, size_of_change
 if TYPE_CHECKING:
     from converter.explaining.explanation import Explanation, TensorFact
 
+_NOTHING = "no step separates them"
 LAYOUT = {"hf": "Hugging Face", "hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 
 _SHIFT = "all logits shift alike, and log-probabilities stay as they are"
@@ -122,7 +123,8 @@ def headline(found: Explanation) -> list[str]:
     if found.coarse:
         said.append("The steps were computed in the storage dtype, or one side is a rounded copy:"
                     " edits within a few of its roundings would not show.")  # fmt: skip
-    said += [f"{step} has no trace here: {why}." for step, why in found.silence.items()]
+    if found.steps or found.layouts != ("hf", "hf"):  # else nobody asked
+        said += [f"{step} has no trace here: {why}." for step, why in found.silence.items()]
     said += _where(found)
     if found.verdict != "different-model" and "hf" in found.layouts and found.steps:
         said.append(
@@ -161,6 +163,8 @@ def _verdict(found: Explanation) -> str:
             else "an unrelated checkpoint"
         )
         return f"Different models{why}: {odd} of {n} tensors differ by more than any step explains; the second looks like {kin}. What the weights still tell: {separated}."
+    if separated == _NOTHING:
+        return f"Different models{why}: {odd} of {n} tensors differ, and no step explains that; the others hold the same numbers."
     return f"Different models{why}: {separated}, but {odd} of {n} tensors differ by more than that."
 
 
@@ -179,7 +183,8 @@ def _separated(found: Explanation) -> str:
         parts.append("biases are carried by the LayerNorms")
     if found.cast and not found.cast.exact:
         parts.append(f"values were rounded to {NAMES[found.cast.after]}")
-    return _and(parts) if parts else "no step separates them but rounding"
+    rounded = any(fact.explained and not fact.same for fact in found.tensors)
+    return _and(parts) if parts else f"{_NOTHING} but rounding" if rounded else _NOTHING
 
 
 def _cast(found: Explanation) -> str:
