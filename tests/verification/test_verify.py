@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.display import Display
 from converter.errors import BadInput, TensorMismatch, UsageError, VerificationFailed
 from converter.layout import Layout
 from converter.routing import plain
@@ -28,6 +29,7 @@ from converter.verification import (
     runtimes,
     verify,
 )
+from converter.verification.evidence import Evidence
 from converter.verification.judge import ULP, pooled_floor
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe
@@ -377,3 +379,14 @@ def test_the_floor_is_never_below_the_rounding_of_logits(original: Checkpoint) -
     assert errors.ratio(floor) == 0
     rounded = measure(exact, 0, [exact.logits(0).float()])[0]
     assert 0 < rounded.ratio(floor) < 1 < MAX_RATIO
+
+
+def test_the_last_line_names_what_was_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    item = Evidence.not_comparable("HookedTransformer", "program", "no software here runs it")
+    found = Verification(
+        passed=True, runtimes=(), probes=(), weights=None, max_ratio=8, evidence=(item,)
+    )
+    Display().verification(found)
+    assert capsys.readouterr().out.splitlines()[-1] == "  verified; not compared: program"
+    Display().verification(dataclasses.replace(found, evidence=()))
+    assert capsys.readouterr().out == "  verified\n"
