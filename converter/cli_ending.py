@@ -14,12 +14,13 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from converter import cli_defaults, strict_json
-from converter.errors import NeoconvertError
+from converter.errors import NeoconvertError, UsageError
 from converter.interrupts import Interrupted, handled
 from converter.output import LONGEST, inert, occupy_standard, shown, steady
 from converter.telling import panicked, told
 
 SCHEMA_VERSION = 1
+_PROGRAM = "neoconvert"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -58,6 +59,33 @@ def _inert_words() -> Iterator[None]:
         yield
     except click.ClickException as error:
         error.message = inert(error.message, longest=LONGEST)  # type: ignore[misc]
+        raise
+
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
+        as_json = "--json" in args
+        with _refusals(as_json):
+            context = super().make_context(info_name, args, *more, **extra)
+        context.meta[__name__] = as_json
+        return context
+
+    def invoke(self, context: click.Context) -> Any:
+        with _refusals(context.meta[__name__], context):
+            return super().invoke(context)
+
+
+@contextlib.contextmanager
+def _refusals(as_json: bool, context: click.Context | None = None) -> Iterator[None]:
+    """What is refused before a command runs: of click's own, which it prints, the document too."""
+    try:
+        yield
+    except (click.UsageError, NeoconvertError) as error:
+        name = (context and context.invoked_subcommand) or _PROGRAM
+        if isinstance(error, NeoconvertError):
+            _fail(name, error, as_json)
+        if as_json:
+            command = name if name == _PROGRAM else f"{_PROGRAM} {name}"
+            do = f"See {command} --help."
+            _print_error(name, UsageError(error.format_message(), where=command, do=do))
         raise
 
 
@@ -104,10 +132,14 @@ def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
     click.echo(f"   in: {where}", err=True)
     click.echo(f"   do: {do}", err=True)
     if as_json:
-        what, where, do = error.lines()
-        fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
-        print_json(command, error.exit_code, {"error": fault} | error.details)
+        _print_error(command, error)
     sys.exit(error.exit_code)
+
+
+def _print_error(command: str, error: NeoconvertError) -> None:
+    what, where, do = error.lines()
+    fault = {"type": type(error).__name__, "what": what, "where": where, "do": do}
+    print_json(command, error.exit_code, {"error": fault} | error.details)
 
 
 def _published() -> list[Path]:

@@ -63,6 +63,10 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Documents:
         "error": run("hf-to-tl", root / "nothing", root / "out", code=3),
         **{name: json.loads(text) for name, text in batch.items()},
         "usage error": run("hf-to-tl", hf, root / "tl", code=2),
+        "no such option": run("verify", hf, "--efort", "quick", code=2),
+        "no such choice": run("bake", hf, root / "b", "--effort", "most", code=2),
+        "no argument": run("batch", code=2),
+        "no such command": run("hf-to-lt", hf, code=2),
     }
 
 
@@ -71,8 +75,22 @@ def test_the_schema_is_one() -> None:
 
 
 def test_every_command_keeps_it(documents: Documents) -> None:
-    assert {document["command"] for document in documents.values()} == set(main.commands)
+    named = {document["command"] for document in documents.values()}
+    assert named == {*main.commands, "neoconvert"}
     assert {name: found for name, d in documents.items() if (found := faults(d))} == {}
+
+
+def test_what_click_refuses(documents: Documents) -> None:
+    error = documents["no such option"]["error"]
+    assert error.pop("what").startswith("No such option '--efort'.")
+    assert error == {
+        "type": "UsageError",
+        "where": "neoconvert verify",
+        "do": "See neoconvert verify --help.",
+    }
+    assert documents["no such command"]["error"]["where"] == "neoconvert"
+    shown = CliRunner().invoke(main, ["verify", "--efort", "quick", "--json"]).stderr
+    assert shown == CliRunner().invoke(main, ["verify", "--efort", "quick"]).stderr
 
 
 def test_a_failed_conversion_shows_its_verification(documents: Documents) -> None:

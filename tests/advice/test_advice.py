@@ -23,6 +23,7 @@ ROWS: list[Row] = [
 
 
 NOT_FOLLOWED = {
+    ("cli_ending.py", "_refusals"): "click's own words: see tests/test_schema.py",
     ("pushing.py", "The hub could not be asked: "): "needs the hub: see tests/test_push.py",
     ("pushing.py", "The hub refuses: "): "needs the hub: see tests/test_push.py",
     ("pushing.py", "The repository has"): "needs the hub: see tests/test_push.py",
