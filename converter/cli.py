@@ -44,7 +44,8 @@ def main(context: click.Context) -> None:
     Every conversion is verified before it is published: each tensor bit for bit, and the
     model's log-probabilities in the software that will run it.
     """
-    context.default_map = cli_defaults.read(main.commands)
+    name = context.invoked_subcommand or ""
+    context.default_map = {name: cli_defaults.read(name, main.commands)}
 
 
 @main.command("hf-to-tl")

@@ -12,13 +12,15 @@ Options that let something in, or something be lost, are for each run to say, an
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
+
+from converter.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,12 +35,16 @@ _KNOWN = (
 _LONGEST = 2**20
 
 
-def read(commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
-    """By command, the defaults of the nearest pyproject.toml that has the table, here or above.
+def read(name: str, commands: Mapping[str, click.Command]) -> dict[str, Any]:
+    """A command's defaults: of the nearest pyproject.toml that has the table, here or above. What it
+    says to other commands alone is theirs to refuse.
 
     Raises:
-        click.UsageError: the table says what no command takes.
+        UsageError: the table says what no command takes, or what this one does not.
     """
+    takes = {key: command for key, command in commands.items() if _options(command).keys() & _KNOWN}
+    if name not in takes:
+        return {}
     try:
         here = Path.cwd()
     except OSError:  # it was removed
@@ -46,20 +52,30 @@ def read(commands: Mapping[str, click.Command]) -> dict[str, dict[str, Any]]:
     path, table = _find(here)
     if path is None:
         return {}
-    shared = {name: value for name, value in table.items() if not isinstance(value, dict)}
-    _require_known(path, "", shared)
-    result = {}
-    for name, command in commands.items():
-        own = table.get(name, {})
-        _require_known(path, f".{name}", own)
-        options = {option.removeprefix("--"): p.name for p in command.params for option in p.opts}
-        if odd := own.keys() - options.keys():
-            raise click.UsageError(f"{path}: neoconvert {name} has no option --{min(odd)}.")
-        given = {key: value for key, value in (shared | own).items() if key in options}
-        result[name] = {str(options[key]): value for key, value in given.items()}
-    if strange := sorted(k for k, v in table.items() if isinstance(v, dict) and k not in commands):
-        raise click.UsageError(f"{path}: [tool.neoconvert.{strange[0]}] is of no command.")
-    return result
+    if strange := sorted(k for k, v in table.items() if isinstance(v, dict) and k not in takes):
+        there = f"{_meant(strange[0], takes)}There are {', '.join(takes)}."
+        raise _refused(path, "", f"[tool.neoconvert.{strange[0]}] is of no command.", there)
+    given = {}
+    options = _options(commands[name])
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            _require_known(path, "", key, value)
+            if key in options:
+                given[key] = "", value
+    for key, value in table.get(name, {}).items():
+        _require_known(path, f".{name}", key, value)
+        if key not in options:
+            what = f"neoconvert {name} has no option --{key}."
+            raise _refused(path, f".{name}", what, f"Take {key} out of that table.")
+        given[key] = f".{name}", value
+    context = click.Context(commands[name])
+    for key, (where, value) in given.items():
+        try:
+            options[key].type_cast_value(context, value)
+        except click.BadParameter as error:
+            what = f"{key} cannot be {value!r}: {error.message}"
+            raise _refused(path, where, what, f"Change {key} there.") from error
+    return {str(options[key].name): value for key, (_, value) in given.items()}
 
 
 def said(context: click.Context) -> str:
@@ -73,33 +89,54 @@ def said(context: click.Context) -> str:
     return f"from {FILE}: {' '.join(words)}" if words else ""
 
 
+def _options(command: click.Command) -> dict[str, click.Parameter]:
+    return {option.removeprefix("--"): p for p in command.params for option in p.opts}
+
+
 def _find(directory: Path) -> tuple[Path | None, dict[str, Any]]:
     for folder in (directory, *directory.parents):
         path = folder / FILE
+        content = b""
         try:
             if not path.is_file() or path.stat().st_size > _LONGEST:
                 continue
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):  # no TOML, or none that Python reads
-            continue  # whatever it is, it has nothing to say to us
+            content = path.read_bytes()
+            document = tomllib.loads(content.decode())
+        except (OSError, ValueError, RecursionError) as error:  # no TOML, or none that Python reads
+            if b"tool.neoconvert" not in content:
+                continue  # whatever it is, it has nothing to say to us
+            what = f"This is not TOML, and has defaults for neoconvert: {error}."
+            raise _refused(path, None, what, "Mend it there.") from error
         tools = document.get("tool")
         table = tools.get("neoconvert") if isinstance(tools, dict) else None
         if isinstance(table, dict):
             return path, table
+        if table is not None:
+            example = 'Write a table: [tool.neoconvert], and below it, say, effort = "quick".'
+            raise _refused(path, None, f"tool.neoconvert is {table!r}.", example)
     return None, {}
 
 
-def _require_known(path: Path, where: str, table: dict[str, Any]) -> None:
-    for name, value in table.items():
-        if name not in _KNOWN:
-            close = get_close_matches(name, _KNOWN, n=1)
-            hint = f"Did you mean {close[0]}? " if close else ""
-            raise click.UsageError(
-                f"{path}: [tool.neoconvert{where}] cannot say {name}. {hint}It may say {', '.join(_KNOWN)}."
-            )
-        if not isinstance(value, (str, bool, int)) or (
-            isinstance(value, int) and abs(value) > sys.maxsize  # hex may be long past str()
-        ):
-            raise click.UsageError(
-                f"{path}: [tool.neoconvert{where}] {name} is written as on the command line, in quotes."
-            )
+def _require_known(path: Path, where: str, name: str, value: Any) -> None:
+    if name not in _KNOWN:
+        may = f"{_meant(name, _KNOWN)}It may say {', '.join(_KNOWN)}."
+        raise _refused(path, where, f"[tool.neoconvert{where}] cannot say {name}.", may)
+    if isinstance(value, int) and abs(value) > sys.maxsize:  # hex may be long past str()
+        what, say = f"{name} is a number of {value.bit_length()} bits.", f"Change {name} there."
+        raise _refused(path, where, what, say)
+    if not isinstance(value, (str, bool, int)):
+        words = value if isinstance(value, list) else [value]
+        example = f'{name} = "{",".join(map(str, words))}"'
+        what = f"{name} must be one string, and is {value!r}."
+        raise _refused(path, where, what, f"Write it as on the command line, in quotes: {example}")
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]}? " if close else ""
+
+
+def _refused(path: Path, table: str | None, what: str, do: str) -> UsageError:
+    """`table`: which of the file's, behind [tool.neoconvert; None: no matter which."""
+    where = str(path) if table is None else f"{path}, [tool.neoconvert{table}]"
+    return UsageError(what, where=where, do=do)

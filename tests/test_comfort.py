@@ -77,26 +77,52 @@ def test_flags(here: Path) -> None:
         ("allow-pickle = true", "cannot say allow-pickle"),
         ("overwrite = true", "cannot say overwrite"),
         ("push-to = 'me/neo'", "cannot say push-to"),
-        ("layout = 'brigde'", "'brigde' is not one of"),
-        ("process = ['fold_ln']", "in quotes"),
-        (f"effort = 0x{'f' * 5000}", "in quotes"),
+        ("layout = 'brigde'", "layout cannot be 'brigde': 'brigde' is not one of"),
+        (f"effort = 0x{'f' * 5000}", "a number of 20000 bits"),
         ('"\\u001b[2J\\nError: x" = 1', "cannot say \\x1b[2J\\nError: x."),
-        ("[tool.neoconvert.hf-to-lt]\nlayout = 'bridge'", "of no command"),
-        ("[tool.neoconvert.tl-to-hf]\nlayout = 'bridge'", "no option --layout"),
+        ("effort = true", "effort cannot be True"),
+        ("model-card = 'perhaps'", "model-card cannot be 'perhaps'"),
+        ("process = ['fold_ln', 'center_unembed']", 'in quotes: process = "fold_ln,center_unembed"'),
+        ("[tool.neoconvert.hf-to-lt]\nlayout = 'bridge'", "Did you mean hf-to-tl?"),
+        ("[tool.neoconvert.inspect]\nlayout = 'bridge'", "of no command"),
+        ("[tool.neoconvert.hf-to-tl]\nreverse = 'auto'", "no option --reverse"),
+        ("effort =", "not TOML, and has defaults for neoconvert: Invalid value (at line 2"),
     ],
-)
+)  # fmt: skip
 def test_what_a_project_cannot_say(table: str, says: str, here: Path) -> None:
     say(here, f"[tool.neoconvert]\n{table}\n")
     ran = run("hf-to-tl", "m", "out", "--no-verify")
     assert ran.exit_code == 2
     assert says in ran.stderr
+    assert [line[:7] for line in ran.stderr.splitlines()] == ["Error: ", "   in: ", "   do: "]
+    assert f"in: {here / 'pyproject.toml'}" in ran.stderr
     assert not (Path.cwd() / "out").exists()
+    assert run("env").exit_code == 0  # which takes no defaults
+
+
+def test_a_file_that_says_something_to_us_and_nothing_sound(here: Path) -> None:
+    for content in (b"[tool]\nneoconvert = 'quick'\n", b"[tool.neoconvert]\neffort = '\xff'\n"):
+        (here / "pyproject.toml").write_bytes(content)
+        assert run("hf-to-tl", "m", "out", "--dry-run").exit_code == 2
+
+
+def test_a_table_of_another_command_is_not_this_ones(here: Path) -> None:
+    say(here, "[tool.neoconvert.tl-to-hf]\nlayout = 'bridge'\nreverse = 'sideways'\n")
+    assert plan()["layout"] == "hooked"
+
+
+def test_a_default_that_is_refused_is_a_document_too(here: Path) -> None:
+    say(here, "[tool.neoconvert]\nefort = 'quick'\n")
+    ran = run("hf-to-tl", "m", "out", "--json")
+    document = json.loads(ran.stdout)
+    assert (document["command"], document["exit_code"]) == ("hf-to-tl", 2)
+    assert document["error"]["where"] == f"{here / 'pyproject.toml'}, [tool.neoconvert]"
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"[tool", b"\xff\xfe", b"tool = 3\n", b"[tool]\nneoconvert = 3\n",
+        b"[tool", b"\xff\xfe", b"tool = 3\n",
         b"a = " + b"[" * 5000 + b"]" * 5000, b"a = " + b"9" * 5000,
     ],
     ids=lambda content: repr(content[:20]),
@@ -120,7 +146,7 @@ def test_where_one_stands_is_gone(here: Path, tmp_path: Path) -> None:
 
 
 def test_what_fails_before_a_command_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(_: object) -> None:
+    def breaks(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error", "pyproject.toml")
 
     monkeypatch.setattr(cli_defaults, "read", breaks)

@@ -87,6 +87,24 @@ def _elsewhere(do: str, _: Asked) -> Asked:
     return ["hf-to-tl", "m", "here", "--layout", "bridge", "--no-verify", "--overwrite"]
 
 
+def project(text: str) -> Callable[[], Asked]:
+    """Defaults that are wrong."""
+    return wrong(lambda: write("pyproject.toml", f"[tool.neoconvert]\n{text}\n"), convert())
+
+
+def mended(old: str, new: str = "", *, says: str = "") -> Callable[[str, Asked], Asked]:
+    """The file holds what the advice names, or what follows `says` there, instead."""
+
+    def follow(do: str, asked: Asked) -> Asked:
+        assert says in do
+        file = Path("pyproject.toml")
+        right = new or do.partition(says)[2].partition("?")[0]
+        file.write_text(file.read_text().replace(old, right))
+        return asked
+
+    return follow
+
+
 def _foreign(change: Callable[[], object]) -> Callable[[], list[str]]:
     def ask() -> list[str]:
         hf()
@@ -337,6 +355,12 @@ ROWS = [
     Row("choices.py", "a ", call(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=odd("no"))), then(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=False), "False")),
     Row("choices.py", ", which names no place", call(lambda: converter.hf_to_tl("m", "", check=False)), then(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=False), "Name a directory")),
     Row("choices.py", "seed is ", call(lambda: converter.verify("m", "m", seed=-1)), then(lambda: converter.verify("m", "m", seed=0, checks="weights"), "0 or more")),
+    Row("cli_defaults.py", "_refused", project("efort = 'quick'"), mended("efort", says="Did you mean ")),
+    Row("cli_defaults.py", "_refused", project("effort = 'qick'"), mended("qick", "quick"), advice="Change effort"),
+    Row("cli_defaults.py", "_refused", project("process = ['fold_ln']"), mended("process = ['fold_ln']", says="in quotes: ")),
+    Row("cli_defaults.py", "_refused", project("[tool.neoconvert.hf-to-lt]\ndtype = 'keep'"), mended("hf-to-lt", says="Did you mean ")),
+    Row("cli_defaults.py", "_refused", project("[tool.neoconvert.hf-to-tl]\nreverse = 'auto'"), mended("reverse = 'auto'", "\n"), advice="Take reverse out"),
+    Row("cli_defaults.py", "_refused", project("effort ="), mended("effort =", "effort = 'quick'"), advice="Mend it"),
     Row("cli_verify.py", "A report is of one", request(*quick("m", "--report", "r.html")), lambda *_: quick("m", "--json")),
     Row("cli_running.py", "require_report", request(*convert("--report", "no/r.html")[:-3], "--report", "no/r.html"), instead("no/r.html", "r.html")),
     Row("cli_running.py", "There is no verification", request(*convert("--report", "r.html")), less("--no-verify")),
