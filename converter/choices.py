@@ -49,7 +49,7 @@ def of_kind(value: Any, kinds: type | tuple[type, ...], option: str, do: str) ->
     """
     if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         raise UsageError(
-            f"{_keyword(option)} is {value!r}, a {type(value).__name__}.",
+            f"{_keyword(option)} is {value!r}, of type {type(value).__name__}.",
             where=f"{option} {value}",
             do=do,
         )

@@ -225,7 +225,7 @@ def demo(output: Path | None, display: Any) -> Any:
     """The tour on the model that ships here.
 
     Offline: HF to both TransformerLens layouts and back, every byte compared.
-    Results are kept in OUTPUT if it is given (default: neoconvert-demo).
+    Results are kept in OUTPUT, which is neoconvert-demo unless you name another.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     from converter.demo.tour import run

@@ -43,24 +43,6 @@ class Group(click.Group):
                     traceback.print_exc()
                 _fail(self.name or "", told(error), as_json=False)
 
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with _inert_words():
-            return super().make_context(*args, **extra)
-
-    def invoke(self, context: click.Context) -> Any:
-        with _inert_words():
-            return super().invoke(context)
-
-
-@contextlib.contextmanager
-def _inert_words() -> Iterator[None]:
-    """What click says of a word that it does not know: the word may be any file's name."""
-    try:
-        yield
-    except click.ClickException as error:
-        error.message = inert(error.message, longest=LONGEST)  # type: ignore[misc]
-        raise
-
     def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
         as_json = "--json" in args
         with _refusals(as_json):
@@ -78,10 +60,11 @@ def _refusals(as_json: bool, context: click.Context | None = None) -> Iterator[N
     """What is refused before a command runs: of click's own, which it prints, the document too."""
     try:
         yield
-    except (click.UsageError, NeoconvertError) as error:
+    except (click.ClickException, NeoconvertError) as error:
         name = (context and context.invoked_subcommand) or _PROGRAM
         if isinstance(error, NeoconvertError):
             _fail(name, error, as_json)
+        error.message = inert(error.message, longest=LONGEST)  # type: ignore[misc]  # it may be any file's name
         if as_json:
             command = name if name == _PROGRAM else f"{_PROGRAM} {name}"
             do = f"See {command} --help."

@@ -84,10 +84,24 @@ def processing(default: str) -> Callable[[Command], Command]:
     )
 
 
+class _Dtype(click.Choice[str]):
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        said = super().get_invalid_choice_message(value, ctx)
+        word = str(value).lower().removeprefix("torch.")
+        meant = next((name for name, others in _DTYPES.items() if word in others), None)
+        return f"{said} Did you mean {meant}?" if meant else said
+
+
+_DTYPES = {
+    "float32": ("float32", "float", "single", "fp32", "f32"),
+    "float16": ("float16", "half", "fp16", "f16"),
+    "bfloat16": ("bfloat16", "bf16", "bfloat"),
+}
+
 converting = _options(
     click.option(
         "--dtype",
-        type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
+        type=_Dtype(["keep", "float32", "float16", "bfloat16"]),
         default="keep",
         show_default=True,
         help="Dtype to store in.",

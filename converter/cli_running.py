@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.errors import UsageError, VerificationFailed
+from converter.errors import SourceNotFound, UsageError, VerificationFailed
 from converter.interrupts import Interrupted
 from converter.output import shown
 from converter.telling import told
@@ -89,12 +90,21 @@ def request_of(
 
 
 def conversion(command: str, source: str, output: Path | None, display: Any, **options: Any) -> Any:
+    from converter.checkpoint.hub import named
+    from converter.checkpoint.standard import holds_weights
     from converter.convert import run
 
     reading = {name: options.pop(name) for name in READING}
     report, push_to = options.pop("report"), options.pop("push_to")
     request = request_of(command, layers=report is not None, **options)
-    source_checkpoint = opened(source, **reading)
+    try:
+        source_checkpoint = opened(source, **reading)
+    except SourceNotFound as error:
+        at_the_hub = "/" in source and named(source) is not None
+        if output and holds_weights(output) and not (at_the_hub or os.path.exists(source)):
+            typed = f"neoconvert {command} {quote(str(output))} {quote(source)}"
+            error.do += f" Or, since SOURCE comes first, did you mean {typed}?"
+        raise
     require_report(report, output)
     if report and not request.checking.check:
         raise UsageError("There is no verification to report.", where="--no-verify", do="Leave it out.")  # fmt: skip

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from converter.display_progress import shown_on
@@ -175,8 +176,8 @@ class Display:
             costs = [p.storage_max_abs_logprob_diff for p in result.probes]
             if rounding := [cost for cost in costs if cost is not None]:
                 self.say(
-                    f"    Rounding weights to the new dtype itself costs up to {max(rounding):.2e};"
-                    " the table judges conversion apart from it."
+                    f"    Rounding the stored weights costs up to {max(rounding):.2e}; the table judges"
+                    " conversion apart from it."
                 )
         self._perplexities(result)
         for problem in result.problems:
@@ -237,11 +238,27 @@ class Display:
         both = (ran, *(r for r in result.runtimes if r.role == "original"))
         named = " against ".join(software(r) for r in both)
         self.say(f"  {mark} function: log-probabilities of {named}")
-        self.console.print(table)
+        self._fitting(table)
         if spared:
             self.say(
                 "    * below the limit by no more than chance allows so few positions; all together"
                 " are held to it"
+            )
+
+    def _fitting(self, table: Table) -> None:
+        """A table; where the terminal is too narrow for it, a few lines for each row: no number is
+        shortened."""
+        wide = self.console.options.update_width(1000)
+        if self.console.measure(table, options=wide).maximum <= self.console.width:
+            self.console.print(table)
+            return
+        _, *heads = [str(column.header) for column in table.columns]
+        for name, *cells in zip(*(column.cells for column in table.columns), strict=True):
+            said = ", ".join(
+                f"{head} {cell}" for head, cell in zip(heads, cells, strict=True) if head
+            )
+            self.console.print(
+                Padding(f"{cells[-1]} {str(name).strip()}: {said}", (0, 0, 0, 4), expand=False)
             )
 
     def _perplexities(self, result: Verification) -> None:

@@ -110,13 +110,15 @@ def convert(
     plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
     sidecar.require_copyable(source.source)
     if layout == "hooked":
-        sidecar.cfg(
-            route, plan, recast=False
-        )  # an activation that TL lacks is refused before a weight is read
+        # an activation that TransformerLens lacks is refused before a weight is read
+        sidecar.cfg(route, plan, recast=False)
     if graph is not None:
         graph.require_possible(plan.config, plan.nbytes)
+    found: tuple[str, ...] = ()
+    if writing.ledger == "exact" and not plan.steps:
+        found = ("--ledger exact keeps nothing, since nothing is processed",)
     if writing.dry_run:
-        return Conversion(route, output, plan, False, None, None, writing.graph_alone)
+        return Conversion(route, output, plan, False, None, None, writing.graph_alone, found=found)
     checking.require_possible()
     with (
         staging(output, overwrite=writing.overwrite, needs=plan.nbytes) as staged,
@@ -168,7 +170,7 @@ def convert(
         exported = exported.moved(stage, output)
     return Conversion(
         route, output, plan, True, verification, exported, writing.graph_alone,
-        found=(*_unsound(sha256.not_finite), *staged.warnings),
+        found=(*found, *_unsound(sha256.not_finite), *staged.warnings),
     )  # fmt: skip
 
 

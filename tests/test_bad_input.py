@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from converter.checkpoint.hub import reason
 from converter.checkpoint.record import rerecord
 from converter.cli import main
 from tests.checkpoints import Recipe, read_all, write_hf
@@ -155,6 +156,46 @@ def _refused(tmp_path: Path, arguments: list[str], code: int, says: str) -> None
 
 def test_no_such_source(tmp_path: Path) -> None:
     _refused(tmp_path, ["hf-to-tl", str(tmp_path / "nothing/here")], 3, "no such")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("neo-hff", "Did you mean neo-hf?"),
+        ("./neo-hff", "Did you mean neo-hf?"),
+        ("sub/m.safetensor", "Did you mean sub/m.safetensors?"),
+        ("neo", None),
+        ("owner/neo-hff", None),
+    ],
+)
+def test_a_place_with_a_slip(
+    given: str, says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hf(tmp_path / "neo-hf", Recipe())
+    write_hf(tmp_path / "sub", Recipe())
+    (tmp_path / "sub/model.safetensors").rename(tmp_path / "sub/m.safetensors")
+    (tmp_path / "neo-hf.reference").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused = CliRunner().invoke(main, ["hf-to-tl", given, "out"])
+    assert refused.exit_code == 3
+    assert (says in refused.stderr) if says else ("Did you mean" not in refused.stderr)
+
+
+def test_source_and_output_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_hf(tmp_path / "neo-hf", Recipe())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused = CliRunner().invoke(main, ["hf-to-tl", "new", "neo-hf"])
+    assert "did you mean neoconvert hf-to-tl neo-hf new?" in refused.stderr
+    refused = CliRunner().invoke(main, ["hf-to-tl", "EleutherAI/gpt-neo-125m", "neo-hf"])
+    assert "did you mean" not in refused.stderr
+
+
+def test_what_the_hub_says_has_no_name_of_a_class() -> None:
+    error = OSError("Got: ConnectError: [Errno -2] Name or service not known\nAn error happened")
+    assert reason(error) == "[Errno -2] Name or service not known"
+    assert reason(OSError()) == "OSError"
 
 
 def test_already_converted(tmp_path: Path) -> None:

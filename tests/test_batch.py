@@ -265,6 +265,7 @@ def test_reports_are_checked_too(rows: Any, where: str, said: str) -> None:
         ("command,source,source\nhf-to-tl,a,b\n", "line 1"),
         ('{"command": "hf-to-tl"}\n{"command":\n', "line 2"),
         ("[1]\n", "line 1"),
+        ("hf-to-tl,neo,tl\nhf-to-tl,neo,tl2\n", "line 1"),
     ],
 )
 def test_a_manifest_that_is_none(text: str, where: str) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
+import converter
 from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.demo import MODEL
+from converter.display import Display
 from tests.checkpoints import read_all, same
 from tests.models import random_hf, write_as
 from tests.test_schema import faults
@@ -86,6 +91,7 @@ def test_verify_catches_one_flipped_bit(check: str, converted: Path, tmp_path: P
     assert document["first_divergence"]["unit"] == "block 2"
     if check == "weights":
         assert document["weights"]["mismatched"] == [name]
+        assert document["problems"][0].startswith(f"1 of 70 tensors differs: {name} (")
         assert document["first_divergence"]["tensor"] == name
 
 
@@ -208,6 +214,44 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     document = _json("hf-to-tl", MODEL, tmp_path / "tl", "--dry-run")
     assert document["published"] is False
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ledger_of_nothing_is_said(tmp_path: Path) -> None:
+    asked = ["hf-to-tl", MODEL, tmp_path / "tl", "--ledger", "exact", "--no-verify"]
+    said = "--ledger exact keeps nothing"
+    assert said in _run(*asked, "--dry-run").stdout
+    assert said not in _run(*asked, "--dry-run", "--process", "fold_ln").stdout
+    assert said in _run(*asked).stdout
+
+
+def test_another_name_of_a_dtype(tmp_path: Path) -> None:
+    for word, meant in {"fp16": "float16", "torch.half": "float16", "BF16": "bfloat16"}.items():
+        refused = _run("hf-to-tl", MODEL, tmp_path / "tl", "--dtype", word)
+        assert refused.exit_code == 2
+        assert f"Did you mean {meant}?" in refused.stderr
+    assert "Did you mean" not in _run("bake", MODEL, tmp_path / "b", "--dtype", "int8").stderr
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_no_number_is_cut(width: int) -> None:
+    result = converter.verify(MODEL, MODEL, effort="quick", device="cpu")
+    costs = [replace(probe, storage_max_abs_logprob_diff=8.34e-07) for probe in result.probes]
+    result = replace(result, probes=tuple(costs))
+    display = Display()
+    shown = io.StringIO()
+    display.console = Console(file=shown, width=width, highlight=False)
+    display.verification(result)
+    said = shown.getvalue()
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= width
+    for probe in result.probes:
+        for number in (
+            f"{probe.max_abs_logprob_diff:.2e}",
+            f"{probe.noise_floor:.2e}",
+            f"{probe.ratio:.2f}",
+        ):
+            assert number in said
+    assert "Rounding the stored weights costs up to 8.34e-07;" in " ".join(said.split())
 
 
 def test_quiet_says_nothing(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ FOLDERS: dict[str, tuple[dict[str, str], str, str]] = {
     "inside deepspeed's folder": ({"zero_pp_rank_0_mp_rank_00_optim_states.pt": "x", "mp_rank_00_model_states.pt": "x"}, "DeepSpeed", "-m deepspeed.utils.zero_to_fp32"),
     "distributed": ({"fsdp_0/.metadata": "x", "fsdp_0/__0_0.distcp": "x"}, "distributed checkpoint", "dcp_to_torch"),
     "run": ({"checkpoint-500/model.safetensors": W, "checkpoint-1500/model.safetensors": W}, "checkpoint-500, checkpoint-1500", "checkpoint-1500"),
+    "run of four": ({f"checkpoint-{n}/model.safetensors": W for n in (1, 2, 3, 10)}, "below: checkpoint-1, checkpoint-2, checkpoint-3, checkpoint-10.", "checkpoint-10"),
+    "long run": ({f"checkpoint-{n}/model.safetensors": W for n in range(1, 13)}, "below, 12 in all, the last of them checkpoint-10, checkpoint-11, checkpoint-12.", "checkpoint-12"),
     "hub cache of a model": ({"refs/main": "b", "snapshots/a/model.safetensors": W, "snapshots/b/model.safetensors": W}, "cache", "snapshots/b"),
     "hub cache": ({"models--EleutherAI--gpt-neo-125m/refs/main": "x"}, "cache", "EleutherAI/gpt-neo-125m"),
     "one folder down": ({"0_Transformer/pytorch_model.bin": W}, "one folder down", "0_Transformer"),

@@ -88,6 +88,8 @@ def _csv(text: str, path: Path) -> Iterator[Row]:
                 continue
             if not header:
                 header = cells
+                if "command" not in [name.lstrip("-").lower() for name in header]:
+                    raise _malformed(path, reader.line_num, "is no header: no column is command")
                 twice = [name for name in header if header.count(name) > 1]
                 if twice:
                     raise _malformed(path, reader.line_num, f"names the column {twice[0]!r} twice")

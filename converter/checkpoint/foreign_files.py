@@ -19,6 +19,7 @@ from converter.errors import BadInput, CorruptFile, SourceNotFound, UnsafeRefere
 
 _LFS = "version https://git-lfs.github.com/spec/"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9c"  # torch.save before 1.6
+_REFERENCE = b'{"__metadata__":{"neoconvert_reference":'
 _HEAD, _LARGEST = 512, 128 * 2**20
 
 
@@ -41,7 +42,12 @@ def refuse_foreign(path: Path) -> None:
     found = by_beginning(head) or (_text(head) if weights else None)
     if found is None and head[:4] == b"PK\3\4" and weights:
         found = _zip(path)
-    if found is None and head[8:9] == b"{" and path.suffix != ".safetensors":
+    if head[8:].startswith(_REFERENCE):
+        found = (
+            "This is a reference file, which holds no weights.",
+            f"verify takes it in ORIGINAL's place: neoconvert verify {shlex.quote(str(path))} ARTIFACT",
+        )
+    elif found is None and head[8:9] == b"{" and path.suffix != ".safetensors":
         found = "The file is one of safetensors, whatever its name says.", _named(path, ".safetensors")  # fmt: skip
     if found:
         raise CorruptFile(found[0], where=str(path), do=found[1])

@@ -263,18 +263,21 @@ def _below(directory: Path) -> tuple[Found, Path] | None:
 
 
 def _weights_below(directory: Path, holding: list[Path]) -> Found:
-    some = ", ".join(str(path.relative_to(directory)) for path in holding[-3:])
+    names = [str(path.relative_to(directory)) for path in holding]
+    some = f": {', '.join(names)}"
+    if len(names) > 4:
+        some = f", {len(names)} in all, the last of them {', '.join(names[-3:])}"
     last = holding[-1]
     flag = "" if _safe(last) else " --allow-pickle"
     place = f"{shlex.quote(str(last))}{flag}"
     if any(re.fullmatch(r"checkpoint-\d+", path.name) for path in holding):
         return (
-            f"The directory is a training run's; its checkpoints are below: {some}.",
+            f"The directory is a training run's; its checkpoints are below{some}.",
             f"Name one, such as the last: {place}",
         )
     deep = all(path.parent == directory for path in holding)
     down = "one folder down" if deep else "some folders down"
-    return f"The weights are {down}: {some}.", f"Name the folder: {place}"
+    return f"The weights are {down}{some}.", f"Name the folder: {place}"
 
 
 def _safe(directory: Path) -> bool:

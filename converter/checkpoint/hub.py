@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
+from converter.checkpoint.listing import meant
 from converter.checkpoint.standard import PICKLES
 from converter.errors import HubUnreachable, SourceNotFound
 
@@ -127,13 +128,13 @@ def _asking(given: str, revision: str | None) -> Iterator[None]:
             raise HubUnreachable(
                 f"There is no such local path, and the hub could not be asked: {said}",
                 where=where,
-                do=f"Check the network and run again; without one, run hf download {which} where there is"
+                do=f"{meant(given)}Check the network and run again; without one, run hf download {which} where there is"
                 " one, or give a local directory.",
             ) from error
         raise SourceNotFound(
             f"There is no such local path, and the hub gave no such model: {said}",
             where=where,
-            do="Check the name, and whether you may read it (hf auth login); or give a local directory.",
+            do=f"{meant(given)}Check the name, and whether you may read it (hf auth login); or give a local directory.",
         ) from error
 
 
@@ -146,9 +147,10 @@ def is_of_the_hub(error: Exception) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what it says, without a full stop."""
+    """The first line of what it says, without a full stop and without the name of a class."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    said = re.sub(r"^Got: \w+: ", "", lines[0]).rstrip(".") if lines else ""
+    return said or type(error).__name__
 
 
 def may_pass(error: BaseException) -> bool:

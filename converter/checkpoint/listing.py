@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+
+from converter.checkpoint.standard import PICKLES
 
 _DEPTH, _FOLDERS = 4, 2000
 
@@ -33,7 +37,7 @@ class Listing:
 def listed(directory: Path) -> Listing:
     try:
         entries = sorted(entry.name + "/" * entry.is_dir() for entry in directory.iterdir())
-    except OSError:
+    except (OSError, ValueError):  # a name that holds a zero byte
         entries = []
     return Listing(directory, tuple(entries))
 
@@ -60,3 +64,14 @@ def natural(path: Path) -> list[tuple[int, str]]:
     """checkpoint-500 before checkpoint-1500."""
     pieces = re.findall(r"\d+|\D+", str(path))
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
+
+
+def meant(given: str) -> str:
+    """What a place where nothing is may mean, of the models that lie beside it: a question, and a
+    space. "": none has a name like it."""
+    path = Path(os.path.expanduser(given))
+    suffixes = (".safetensors", ".onnx", *PICKLES)
+    models = [name for name in listed(path.parent).names if name.endswith(("/", *suffixes))]
+    models = [name.rstrip("/") for name in models[:_FOLDERS]]
+    near = get_close_matches(path.name, models, n=1, cutoff=0.75)
+    return f"Did you mean {shlex.quote(str(path.with_name(near[0])))}? " if near else ""

@@ -161,7 +161,7 @@ def _unwrapped(model: Any) -> Any:
         inner = next((getattr(seen, name) for name in _WRAPPED if hasattr(seen, name)), None)
         if inner is None:
             raise BadInput(
-                f"A {type(model).__name__} is no model that neoconvert knows.",
+                f"What is given, of type {type(model).__name__}, is no model that neoconvert knows.",
                 where=type(model).__module__,
                 do="Give a GPTNeoForCausalLM, a HookedTransformer or a TransformerBridge; or a"
                 " state dict with its config, to converter.open_model.",
@@ -176,7 +176,7 @@ def _config(config: Any) -> tuple[Json | None, Json | None]:
     fields = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(fields, Mapping):
         raise ConfigError(
-            f"A {type(config).__name__} is no config.",
+            f"What is given, of type {type(config).__name__}, is no config.",
             where="open_model(state_dict, config)",
             do="Give a GPTNeoConfig, a HookedTransformerConfig, or either as a dict.",
         )

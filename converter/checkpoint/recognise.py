@@ -279,5 +279,6 @@ def _notes(reading: Reading, entry: Entry, readers: tuple[Reader, ...]) -> list[
         )
     twice = sum(len(reads) > 1 for reads in reading.reads.values())
     if twice:
-        notes.append(f"{twice} tensors are there under more than one name, and are the same bits")
+        what = "tensor is" if twice == 1 else "tensors are"
+        notes.append(f"{twice} {what} there under more than one name, with the same bits")
     return notes

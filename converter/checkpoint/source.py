@@ -11,6 +11,7 @@ from typing import Any
 from converter.checkpoint import hub
 from converter.checkpoint.files import Json, optional_json, read_json, weight_files
 from converter.checkpoint.foreign_files import refuse_pointers
+from converter.checkpoint.listing import meant
 from converter.checkpoint.reader import Entry, Reader
 from converter.checkpoint.signature import Signature, signature
 from converter.errors import SourceChanged, SourceNotFound, UsageError
@@ -185,14 +186,14 @@ def find(
 
 def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[str, Path, str]:
     """The model's id, its directory and the commit."""
-    meant = hub.named(given)
-    if meant is None:
+    at_the_hub = hub.named(given)
+    if at_the_hub is None:
         raise SourceNotFound(
             "There is no such file or directory, and this is not a hub id.",
             where=given,
-            do="Give a directory, a weight file or a hub id such as EleutherAI/gpt-neo-125m.",
+            do=f"{meant(given)}Give a directory, a weight file or a hub id such as EleutherAI/gpt-neo-125m.",
         )
-    model, own = meant
+    model, own = at_the_hub
     if revision is not None and own is not None:
         raise UsageError(
             "The revision is named twice.",

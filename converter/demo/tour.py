@@ -66,7 +66,9 @@ def run(output: Path, display: Display) -> tuple[dict[str, Any], int]:
         differing = differences(original, open_checkpoint(back))
         n = len(original.stored)
         if differing:
-            display.say(f"[red]✗ HF → {layout} → HF: {len(differing)} of {n} tensors differ[/]\n")
+            display.say(
+                f"[red]✗ HF → {layout} → HF: {len(differing)} of {n} tensors differ{'s' * (len(differing) == 1)}[/]\n"
+            )
         else:
             display.say(
                 f"[green]✓[/] [bold]HF → {layout} → HF: all {n} tensors returned, bit for bit,"

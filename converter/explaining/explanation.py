@@ -125,7 +125,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         steps = f": {', '.join(self.steps)}" if self.steps else ""
-        left = f", {len(self.unexplained)} tensors unexplained" if self.unexplained else ""
+        odd = len(self.unexplained)
+        left = f", {odd} tensor{'s' * (odd > 1)} unexplained" if odd else ""
         return f"<Explanation {self.original} → {self.converted}: {self.verdict}{steps}{left}>"
 
     @property

@@ -136,6 +136,7 @@ def headline(found: Explanation) -> list[str]:
 
 def _verdict(found: Explanation) -> str:
     n, odd = len(found.tensors), len(found.unexplained)
+    differ = "differs" if odd == 1 else "differ"
     layouts = _and(list(dict.fromkeys(LAYOUT[layout] for layout in found.layouts)))
     if found.verdict == "same-weights":
         wide = (
@@ -148,7 +149,7 @@ def _verdict(found: Explanation) -> str:
     if found.verdict == "same-function":
         if odd == 0:
             return f"Same function, other weights: {separated}, and nothing else. With that accounted for, all {n} tensors agree to {_size(found.residual)}."
-        return f"Same function, other weights: {separated}; {odd} of {n} tensors differ in a further way that leaves the function as it is."
+        return f"Same function, other weights: {separated}; {odd} of {n} tensors {differ} in a further way that leaves the function as it is."
     if found.reasons and not n:
         return f"Different models: {_and(found.reasons)}."
     why = f" ({_and(found.reasons)})" if found.reasons else ""
@@ -162,10 +163,12 @@ def _verdict(found: Explanation) -> str:
             if typical < 0.5
             else "an unrelated checkpoint"
         )
-        return f"Different models{why}: {odd} of {n} tensors differ by more than any step explains; the second looks like {kin}. What the weights still tell: {separated}."
+        return f"Different models{why}: {odd} of {n} tensors {differ} by more than any step explains; the second looks like {kin}. What the weights still tell: {separated}."
     if separated == _NOTHING:
-        return f"Different models{why}: {odd} of {n} tensors differ, and no step explains that; the others hold the same numbers."
-    return f"Different models{why}: {separated}, but {odd} of {n} tensors differ by more than that."
+        return f"Different models{why}: {odd} of {n} tensors {differ}, and no step explains that; the others hold the same numbers."
+    return (
+        f"Different models{why}: {separated}, but {odd} of {n} tensors {differ} by more than that."
+    )
 
 
 def _separated(found: Explanation) -> str:

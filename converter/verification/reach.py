@@ -19,10 +19,14 @@ class Reach:
     vocabulary: int
     positions: int
     context: int
+    runtime: str | None = None
+    """The one that was given no more than this, where another was."""
 
     def __str__(self) -> str:
         tokens = _part(self.tokens, self.vocabulary, "token")
-        return f"The probes reach {tokens} and {_part(self.positions, self.context, 'position')}."
+        positions = _part(self.positions, self.context, "position")
+        fewest = f" in {self.runtime}, and more elsewhere" if self.runtime else ""
+        return f"The probes reach {tokens} and {positions}{fewest}."
 
 
 def reach_of(
@@ -33,17 +37,25 @@ def reach_of(
     Args:
         ran: runtimes, each with the name of a probe that it ran.
     """
-    reached = np.ones(config.d_vocab, bool), np.ones(config.n_ctx, bool)
-    for runtime in {runtime for runtime, _ in ran}:
-        tokens, positions = (np.zeros_like(every) for every in reached)
+    if not ran:
+        return None
+    given: dict[str, np.ndarray] = {}
+    for runtime, name in ran:
+        reached = given.setdefault(runtime, np.zeros(config.d_vocab + config.n_ctx, bool))
         for probe in probes:
-            if (runtime, probe.name) in ran:
+            if probe.name == name:
                 real = np.ones(probe.tokens.shape, bool) if probe.mask is None else probe.mask
-                tokens[probe.tokens[real]] = True
-                positions[probe.positions[real]] = True
-        reached = reached[0] & tokens, reached[1] & positions
-    count = [int(each.sum()) for each in reached]
-    return Reach(count[0], config.d_vocab, count[1], config.n_ctx) if ran else None
+                reached[probe.tokens[real]] = True
+                reached[config.d_vocab + probe.positions[real]] = True
+    every = np.logical_and.reduce(list(given.values()))
+    fewest = [runtime for runtime, own in given.items() if np.array_equal(own, every)]
+    return Reach(
+        int(every[: config.d_vocab].sum()),
+        config.d_vocab,
+        int(every[config.d_vocab :].sum()),
+        config.n_ctx,
+        fewest[0] if 0 < len(fewest) < len(given) else None,
+    )
 
 
 def _part(some: int, all_: int, what: str) -> str:

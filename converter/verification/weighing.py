@@ -135,10 +135,10 @@ def _weights(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
     if not check.compared:
         return Evidence.differing(subject, "weights", "nothing", f"{name}No tensor was compared.")
     if check.mismatches:
-        first = check.mismatches[0]
+        first, count = check.mismatches[0], len(check.mismatches)
         why = (
-            f"{name}{len(check.mismatches)} of {check.compared} tensors differ,"
-            f" first {first.tensor} ({first.unit})."
+            f"{name}{count} of {check.compared} tensors"
+            f" {'differs:' if count == 1 else 'differ, first'} {first.tensor} ({first.unit})."
         )
         return Evidence.differing(subject, "weights", first.tensor, why)
     how = None if check.explained is None else "accounted for by their steps, beyond rounding"

@@ -352,7 +352,7 @@ EXPORT = ["export-onnx", "m", "--no-verify"]
 
 ROWS = [
     Row("choices.py", " is no value of ", call(lambda: converter.hf_to_tl("m", "out", layout=odd("brigde"), check=False)), then(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=False), "Did you mean bridge")),
-    Row("choices.py", "a ", call(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=odd("no"))), then(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=False), "False")),
+    Row("choices.py", ", of type ", call(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=odd("no"))), then(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=False), "False")),
     Row("choices.py", ", which names no place", call(lambda: converter.hf_to_tl("m", "", check=False)), then(lambda: converter.hf_to_tl("m", "out", layout="bridge", check=False), "Name a directory")),
     Row("choices.py", "seed is ", call(lambda: converter.verify("m", "m", seed=-1)), then(lambda: converter.verify("m", "m", seed=0, checks="weights"), "0 or more")),
     Row("cli_defaults.py", "_refused", project("efort = 'quick'"), mended("efort", says="Did you mean ")),

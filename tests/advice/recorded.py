@@ -52,6 +52,11 @@ def _endless(tensors: dict[str, np.ndarray]) -> None:
     tensors["transformer.wte.weight"][3, 1] = np.inf
 
 
+def _verified_with(do: str, _: Asked) -> Asked:
+    assert do.endswith("neoconvert verify m.ref ARTIFACT")
+    return QUICK
+
+
 def _the_original_itself(do: str, _: Asked) -> Asked:
     assert "Verify with the original itself" in do
     return ["verify", "m", "m", "--effort", "quick"]
@@ -65,6 +70,7 @@ def _demo() -> list[str]:
 
 
 ROWS = [
+    Row("checkpoint/foreign_files.py", "refuse_foreign", recorded(["inspect", "m.ref"]), _verified_with),
     Row("cli_verify.py", "A reference file is read by itself", recorded([*QUICK, "--revision", "main"]), less("--revision", "main"), "Leave --revision out"),
     Row("recorded/file.py", "The reference file cannot be used", recorded(QUICK, _damaged), _written_again),
     Row("recorded/recording.py", "There is no such directory for the file", prepared(["reference", "m", "no/m.ref", "--effort", "quick"]), instead("no/m.ref", "m.ref"), "in a directory that is there"),

@@ -19,7 +19,7 @@ import converter
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.record import UNSEALED, bears_seal, sealed
 from converter.cli import main
-from converter.errors import BadInput, OutputExists, UsageError
+from converter.errors import BadInput, CorruptFile, OutputExists, UsageError
 from converter.recorded import file
 from converter.recorded.sampled import LIKELIEST, Sampled, columns_of, tables_of
 from converter.verification.measuring import measure
@@ -151,6 +151,15 @@ def refused(path: Path, model: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(BadInput):
         verify(path, model)
+
+
+@pytest.mark.parametrize("name", ["m.reference", "m.safetensors", "m"])
+def test_it_is_no_checkpoint(name: str, record: Path, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(record.read_bytes())
+    with pytest.raises(CorruptFile, match="a reference file") as refused:
+        converter.open_artifact(path)
+    assert refused.value.do.endswith(f"neoconvert verify {path} ARTIFACT")
 
 
 def test_a_damaged_file_is_refused(record: Path, model: Path, tmp_path: Path) -> None:

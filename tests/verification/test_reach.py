@@ -24,6 +24,9 @@ def test_tokens_and_positions_are_counted(tmp_path: Path) -> None:
     assert reach_of(config, probes, both[1:3]) == Reach(4, 37, 5, 32)
     assert reach_of(config, probes, [("torch", "padded")]) == Reach(2, 37, 2, 32)
     assert reach_of(config, probes, both) == Reach(2, 37, 3, 32)  # in both
+    fewest = reach_of(config, probes, both[:3])
+    assert fewest == Reach(2, 37, 3, 32, "torch")
+    assert str(fewest).endswith(" and 3 of 32 positions in torch, and more elsewhere.")
     assert reach_of(config, probes, []) is None
     assert str(Reach(2, 37, 3, 32)) == "The probes reach 2 of 37 tokens and 3 of 32 positions."
     assert str(Reach(37, 37, 3, 32)) == "The probes reach every token and 3 of 32 positions."
