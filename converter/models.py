@@ -205,7 +205,7 @@ def _route(
 
 
 def _tokenizer(source: Checkpoint) -> Any:
-    from converter.verification.libraries import local_tokenizer
+    from converter.verification.tokenizer import local_tokenizer
 
     return local_tokenizer(source)
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from converter.onnx import past_of
-from converter.verification.libraries import quiet
+from converter.verification.quiet import quiet
 
 LENGTHS = (128, 512)
 PAUSE = 0.05

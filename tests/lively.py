@@ -79,13 +79,14 @@ def bridge(model: Any) -> Any:
     """A raw TransformerBridge around a live model."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    from converter.verification.libraries import _placeholder_tokenizer, quiet
+    from converter.verification.quiet import quiet
+    from converter.verification.tokenizer import placeholder_tokenizer
 
     with quiet():
         return TransformerBridge.boot_transformers(
             "neo",
             hf_model=model,
-            tokenizer=_placeholder_tokenizer(),
+            tokenizer=placeholder_tokenizer(),
             dtype=model.dtype,
             device="cpu",
         ).eval()

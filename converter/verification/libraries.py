@@ -6,22 +6,19 @@ safetensors.torch), not by our reader, so that the two check one another.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.reader import as_torch
-from converter.checkpoint.source import TOKENIZER_FILES
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 from converter.errors import TensorMismatch
 from converter.layout import buffers, expand
 from converter.verification.loading import installed, require_docstrings
+from converter.verification.quiet import quiet
+from converter.verification.tokenizer import lens_tokenizer, placeholder_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -30,29 +27,6 @@ if TYPE_CHECKING:
     from converter.adapter import Merged
 
     State = dict[str, Tensor]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what the libraries print while they load. stdout is the user's JSON."""
-    from transformers.utils import logging as library
-
-    chatter: Any = library  # its functions carry no types
-    root = logging.getLogger()
-    level, verbosity = root.level, chatter.get_verbosity()
-    bars = chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.setLevel(level)
-        chatter.set_verbosity(verbosity)
-        if bars:
-            chatter.enable_progress_bar()
 
 
 def hf_model(
@@ -201,7 +175,7 @@ def bridge_model(
         from transformer_lens.model_bridge import TransformerBridge
 
         named: dict[str, Any] = {"device": str(device), "dtype": dtype}
-        named["tokenizer"] = tokenizer or _placeholder_tokenizer()
+        named["tokenizer"] = tokenizer or placeholder_tokenizer()
         if checkpoint.as_saved and checkpoint.source.hf_config:
             place = str(checkpoint.source.path)
             # Without weights, a bridge's dtype is that of config.json, whatever dtype= says.
@@ -278,41 +252,6 @@ def _buffers(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     for reader in checkpoint.source.readers:
         for name in set(reader.tensors) & set(checkpoint.buffers):
             yield name, as_torch(reader.read(name))
-
-
-@quiet()
-def local_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer in the checkpoint's directory, or the one given with a model; or None.
-    transformers makes up a one-token GPT-2 tokenizer for a directory that has none."""
-    from transformers import AutoTokenizer
-
-    source = checkpoint.source
-    if source.live:
-        return source.tokenizer
-    if not source.is_directory or not any((source.path / n).is_file() for n in TOKENIZER_FILES):
-        return None
-    return AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-
-
-def lens_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The same, for TransformerLens; None where it could not take it: it loads a tokenizer again
-    from its files, to make it prepend a token."""
-    tokenizer = local_tokenizer(checkpoint)
-    known = tokenizer is not None and tokenizer.init_kwargs.get("name_or_path")
-    return tokenizer if known else None
-
-
-def _placeholder_tokenizer() -> Any:
-    """boot_transformers insists on one; verification only ever passes token ids."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
-
-    end = "<|endoftext|>"
-    core = Tokenizer(WordLevel({end: 0}, unk_token=end))
-    # No bos_token: TransformerLens would load the tokenizer a second time, from its files.
-    fast: Any = PreTrainedTokenizerFast
-    return fast(tokenizer_object=core, eos_token=end, pad_token=end)
 
 
 def _refuse(

@@ -17,7 +17,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError
 from converter.telling import told
 from converter.verification.evidence import NotComparable
-from converter.verification.libraries import bridge_model, hf_model, hooked_model, quiet
+from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
     has_bridge,
     has_hooked_transformer,
@@ -25,6 +25,7 @@ from converter.verification.loading import (
     resolve_device,
 )
 from converter.verification.probes import Probe
+from converter.verification.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from converter.verification.libraries import quiet
+from converter.verification.quiet import quiet
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[2]

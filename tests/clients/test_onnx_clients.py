@@ -18,7 +18,7 @@ from converter.checkpoint import open_checkpoint
 from converter.checkpoint.reader import SafetensorsReader
 from converter.demo import MODEL
 from converter.onnx import export
-from converter.verification.libraries import quiet
+from converter.verification.quiet import quiet
 from tests.clients.generation import (
     ROOT,
     Answer,
