@@ -52,13 +52,15 @@ class Writer:
         self._offsets: dict[str, int] = {}
 
     def __enter__(self) -> Writer:
-        for shard in self.plan.shards:
-            self._start(shard)
-        for each in (self._writing, self._hashing, self._whole):
-            self._held.enter_context(each)
+        with ExitStack() as held:  # a shard that cannot be started leaves none open
+            for shard in self.plan.shards:
+                self._start(shard, held)
+            for each in (self._writing, self._hashing, self._whole):
+                held.enter_context(each)
+            self._held = held.pop_all()
         return self
 
-    def _start(self, shard: str) -> None:
+    def _start(self, shard: str, held: ExitStack) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         tensors = self.plan.in_shard(shard)
@@ -73,7 +75,7 @@ class Writer:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % ALIGNMENT)
         start = 8 + len(text)
-        file = self._held.enter_context(open(self.directory / shard, "xb"))
+        file = held.enter_context(open(self.directory / shard, "xb"))  # noqa: SIM115
         self._files[shard] = file
         head = len(text).to_bytes(8, "little") + text
         file.write(head)
