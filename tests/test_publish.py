@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 
 import converter
-from converter.checkpoint import publish, renaming
+from converter.checkpoint import publish, renaming, writer
 from converter.checkpoint.plan import Planned
 from converter.checkpoint.publish import adding, staging
 from converter.checkpoint.record import UNSEALED, bears_seal, rerecord, sealed, survey
@@ -661,3 +662,22 @@ def test_the_same_conversion_writes_the_same_bytes(tmp_path: Path) -> None:
         outputs.append({file.name: file.read_bytes() for file in files})
     assert "model.onnx" in outputs[0]
     assert outputs[0] == outputs[1]
+
+
+def test_the_disk_begins_while_the_rest_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[int] = []
+
+    def begin(handle: int) -> None:
+        before.append(os.fstat(handle).st_size)
+        renaming.begin_sync(handle)
+
+    monkeypatch.setattr(writer, "begin_sync", begin)
+    monkeypatch.setattr(writer, "_ENOUGH", 2**12)
+    hf_to_tl(random_hf(tmp_path / "hf"), tmp_path / "tl", check=False)
+    size = (tmp_path / "tl/model.safetensors").stat().st_size
+    assert len(before) > size // 2**14
+    renaming.begin_sync(-1)  # where it cannot be asked, it is not
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    renaming.begin_sync(0)

@@ -22,10 +22,13 @@ import numpy as np
 from converter.background import Background
 from converter.checkpoint.plan import Plan, Planned
 from converter.checkpoint.record import sha256_of
+from converter.checkpoint.renaming import begin_sync
 from converter.checkpoint.standard import WEIGHTS
 from converter.dtypes import chunks
 
 ALIGNMENT = 8
+_ENOUGH = 2**25
+"""Bytes after which the disk is set to work."""
 
 
 class Writer:
@@ -45,6 +48,8 @@ class Writer:
         # A file's digest is taken beside those of its tensors: on one core both take twice as long.
         self._writing, self._hashing, self._whole = Background(), Background(), Background()
         self._held = ExitStack()
+        self._waiting = 0
+        """Bytes that the disk may not have begun to write."""
         self._running: dict[str, Any] = {}
         self._hashed: dict[str, int] = {}
         """How far into each shard its running digest has come."""
@@ -105,11 +110,18 @@ class Writer:
         self._writing.do(file.seek, offset)
         for chunk in chunks(array):
             raw = chunk.reshape(-1).view(np.uint8).data
-            self._writing.do(file.write, raw)
+            self._writing.do(self._put, file, raw)
             if following:
                 self._whole.do(self._running[tensor.shard].update, raw)
             self._hashing.do(digest.update, raw)
         self._hashing.do(done)
+
+    def _put(self, file: BinaryIO, raw: memoryview) -> None:
+        file.write(raw)
+        self._waiting += raw.nbytes
+        if self._waiting >= _ENOUGH:
+            self._waiting = 0
+            begin_sync(file.fileno())
 
     def __exit__(
         self,
