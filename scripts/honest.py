@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import datetime
 import gc
+import multiprocessing
 import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,18 +189,29 @@ def row(kind: str, found: list[Honest]) -> str:
     )
 
 
+def ready() -> None:
+    """A process that verifies for a long time."""
+    gc.collect()
+    gc.freeze()  # verification collects garbage twice; the libraries are none
+
+
+def of_seed(seed: int, recorded: bool) -> Honest:
+    with tempfile.TemporaryDirectory() as scratch:
+        return honest(seed, Path(scratch), recorded=recorded)
+
+
 @click.command()
 @click.option("--count", default=240, show_default=True, help="How many conversions.")
 @click.option("--start", default=0, show_default=True, help="The first seed.")
 @click.option("--recorded", is_flag=True, help="Verify by a reference file of the original.")
-def main(count: int, start: int, recorded: bool) -> None:
-    gc.collect()
-    gc.freeze()  # verification collects garbage twice; the libraries are none
-    found = []
-    for seed in range(start, start + count):
-        print(f"\rseed {seed} ", end="", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as scratch:
-            found.append(honest(seed, Path(scratch), recorded=recorded))
+@click.option("--jobs", default=2, show_default=True, help="Processes.")
+def main(count: int, start: int, recorded: bool, jobs: int) -> None:
+    found: list[Honest] = []
+    make = partial(of_seed, recorded=recorded)
+    with multiprocessing.get_context("spawn").Pool(jobs, ready) as pool:
+        for each in pool.imap(make, range(start, start + count)):
+            found.append(each)
+            print(f"\rseed {each.seed} ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     click.echo("| artifact | conversions | refused | flagged | probes | median | 99 % | max |")
     click.echo("|---|---|---|---|---|---|---|---|")
