@@ -121,11 +121,17 @@ def jobs(source: Path, place: Path, verified: bool) -> Iterator[Job]:
     if verified:
         bridge, record = str(place / "bridge"), str(place / "original.reference")
         yield ours("verify, by the original", "verify", hf, bridge, output=None)
+        both = bridge, str(place / "raw")
+        yield ours("verify, two artifacts", "verify", hf, *both, output=None)
         yield ours("reference", "reference", hf, output="original.reference")
         yield ours("verify, by the reference file", "verify", record, bridge, output=None)
         for effort in ("quick", "standard"):
-            yield ours(f"hf-to-tl --layout hooked, verified ({effort})", "hf-to-tl", hf,
-                       "--layout", "hooked", "--effort", effort, output="verified")  # fmt: skip
+            for made, steps in (
+                ("hf-to-tl --layout hooked", "none"),
+                ("… --process default", "default"),
+            ):
+                yield ours(f"{made}, verified ({effort})", "hf-to-tl", hf, "--layout", "hooked",
+                           "--process", steps, "--effort", effort, output="verified")  # fmt: skip
     cfg = str(place / "raw" / "cfg.json")
     theirs = str(place / "theirs")
 

@@ -30,21 +30,21 @@ def check(trial: Edit) -> None:
 @given(edits("hooked"))
 @example(Edit(steps=SUBSETS[-1], tensor=None))
 @example(Edit("zero gain", tensor=6, kind="zero"))
-@settings(max_examples=170, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_hooked(trial: Edit) -> None:
     check(trial)
 
 
 @given(edits("bridge"))
 @example(Edit(layout="bridge", tensor=None))
-@settings(max_examples=170, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_bridge(trial: Edit) -> None:
     check(trial)
 
 
 @given(edits("baked"))
 @example(Edit(layout="baked", tensor=None))
-@settings(max_examples=170, deadline=None)
+@settings(max_examples=70, deadline=None)
 def test_baked(trial: Edit) -> None:
     check(trial)
 

@@ -37,6 +37,8 @@ def test_every_subset_is_named(model: str, dtype: str, tmp_path: Path) -> None:
     source = MODEL if model == "trained" else random_hf(tmp_path / "hf", vocab_size=23)
     original = open_checkpoint(source)
     for index, subset in enumerate(SUBSETS):
+        if model == "trained" and dtype == ("float16", "bfloat16")[index % 2]:
+            continue  # of the larger model, half for each of these
         _convert(source, tmp_path / "out", LAYOUTS[index % 3], subset, dtype)
         found = explain(original, open_checkpoint(tmp_path / "out"))
         # b_V is zero in GPT-Neo, so there is nothing to tell of unless LayerNorm's bias was
