@@ -53,8 +53,9 @@ def read(name: str, commands: Mapping[str, click.Command]) -> dict[str, Any]:
     if path is None:
         return {}
     if strange := sorted(k for k, v in table.items() if isinstance(v, dict) and k not in takes):
+        kind = "a command that takes none" if strange[0] in commands else "no command"
         there = f"{_meant(strange[0], takes)}There are {', '.join(takes)}."
-        raise _refused(path, "", f"[tool.neoconvert.{strange[0]}] is of no command.", there)
+        raise _refused(path, "", f"[tool.neoconvert.{strange[0]}] is of {kind}.", there)
     given = {}
     options = _options(commands[name])
     for key, value in table.items():
@@ -80,11 +81,20 @@ def read(name: str, commands: Mapping[str, click.Command]) -> dict[str, Any]:
 
 def said(context: click.Context) -> str:
     """Which of a command's options come from there, as they would be typed; "" if none."""
+    taken = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
+    }
+    return typed(context.command, taken)
+
+
+def typed(command: click.Command, defaults: Mapping[str, Any]) -> str:
+    """Defaults from there as they would be typed; "" if there are none."""
     words = []
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
-            value = context.params[name]
+    for parameter in command.params:
+        if (name := parameter.name) in defaults:
+            value = defaults[str(name)]
             words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
     return f"from {FILE}: {' '.join(words)}" if words else ""
 

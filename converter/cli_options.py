@@ -35,9 +35,7 @@ class Place(click.Path):
 
 
 reading = _options(
-    click.option(
-        "--revision", metavar="REV", help="Branch, tag or commit, when SOURCE is a hub id."
-    ),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
     click.option(
         "--cfg",
         type=Place(exists=True, dir_okay=False),

@@ -121,10 +121,14 @@ class Display(VerificationShown):
 
     def _plan(self, done: Conversion) -> None:
         plan = done.plan
-        table = Table("tensor", "from", "dtype", "shape", "bytes", "file", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        several = len(plan.shards) > 1
+        for column in ("tensor", "from", "dtype", "shape", "bytes", *(["file"] if several else [])):
+            table.add_column(column, overflow="fold")  # a name that is cut says nothing
         for t in plan.tensors:
             shape = "×".join(map(str, t.shape))
-            table.add_row(t.name, shown(t.source or "—"), t.code, shape, f"{t.nbytes:,}", t.shard)
+            cells = [t.name, shown(t.source or "—"), t.code, shape, f"{t.nbytes:,}"]
+            table.add_row(*cells, *([t.shard] if several else []))
         self.console.print(table)
         for line in self._remarks(done):
             self.say(line)
@@ -138,8 +142,10 @@ class Display(VerificationShown):
         self.console.print(
             inert(" ".join(result.headline())), markup=False, style="bold", width=width
         )
-        self.say()
-        for text in result.lines():
+        lines = list(result.lines())
+        if lines:
+            self.say()
+        for text in lines:
             self.console.print(inert(text), markup=False, soft_wrap=True)
 
     def inspection(self, result: Inspection) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from converter.output import inert, shown
 from converter.wording import software
@@ -23,13 +24,20 @@ class VerificationShown:
     console: Console
 
     def say(self, text: str = "") -> None:
-        self.console.print(inert(text, keep="\n"))
+        """Text with rich's markup, wrapped below where it begins."""
+        for line in inert(text, keep="\n").split("\n"):
+            body = line.lstrip(" ")
+            first = " " * (len(line) - len(body))
+            rest = first + "  " if first else ""
+            width = max(self.console.width - len(rest), 20)
+            for i, part in enumerate(Text.from_markup(body).wrap(self.console, width) or [Text()]):
+                self.console.print(Text(rest if i else first) + part, soft_wrap=True)
 
     def verification(self, result: Verification) -> None:
         if self.console.quiet and not result.passed:
             self._failure(result)
         weights = result.weights
-        if weights is not None:
+        if weights is not None and weights.compared:
             mark = "[green]✓[/]" if weights.passed else "[red]✗[/]"
             limited = result.criterion is not None and not weights.config
             if limited and weights.mismatches:
@@ -43,6 +51,7 @@ class VerificationShown:
                     if weights.explained is None
                     else " tensors accounted for"
                 )
+                + (f"; the config differs in {', '.join(weights.config)}" if weights.config else "")
             )
             for name in weights.mismatched[:8]:
                 self.say(f"      [red]differs[/] {shown(name)}")
@@ -72,7 +81,7 @@ class VerificationShown:
         for remark in result.remarks:
             self.say(f"  [yellow]{shown(remark)}[/]")
         if result.divergences:
-            self.say("  they part at " + "; ".join(shown(str(d)) for d in result.divergences[:8]))
+            self.say("  They part at " + "; ".join(shown(str(d)) for d in result.divergences[:8]))
         verdict = f"  [bold {'green' if result.passed else 'red'}]{shown(result.verdict)}[/]"
         left = dict.fromkeys(e.link for e in result.evidence if e.outcome == "not comparable")
         if left and result.passed and not result.criterion:
@@ -115,7 +124,7 @@ class VerificationShown:
                     if limited
                     else [
                         f"{p.noise_floor:.2e}",
-                        f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.0e}",
+                        f"{p.ratio:.2f}" if p.ratio < 100 else f"{p.ratio:.3g}",
                     ]
                 ),
                 f"{p.top1_agreement:.0%}" + ("*" if p in spared else " " if spared else ""),
@@ -124,7 +133,8 @@ class VerificationShown:
         mark = "[green]✓[/]" if all(p.passed for p in probes) else "[red]✗[/]"
         both = (ran, *(r for r in result.runtimes if r.role == "original"))
         named = " against ".join(software(r) for r in both)
-        self.say(f"  {mark} function: log-probabilities of {named}")
+        link = "function" if limited else "arithmetic"
+        self.say(f"  {mark} {link}: log-probabilities of {named}")
         self._fitting(table)
         if spared:
             self.say(

@@ -17,6 +17,7 @@ from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
 from converter.layout import Layout
 from converter.model_card import model_card, write_card
+from converter.opening import open_artifact
 from converter.request import Checking, Writing
 from converter.route import Route
 from converter.streaming import stream
@@ -142,13 +143,14 @@ def convert(
             made = {"route": route.name, "steps": list(plan.steps)}
             made["source_sha256"] = provenance.digest(sha256.read)
             exported = graph.write(artifact, made)
+        if writing.graph_alone:
+            for name in (*plan.shards, f"{WEIGHTS}.index.json", "cfg.json"):
+                (stage / name).unlink(missing_ok=True)
+            artifact = open_artifact(stage)  # what is published is what is verified
         verification = checking.verify(source, artifact, route)
         if verification:
             verification = replace(verification, artifact=str(output))  # its name from now on
             require_verified(verification)
-        if writing.graph_alone:
-            for name in (*plan.shards, f"{WEIGHTS}.index.json", "cfg.json"):
-                (stage / name).unlink(missing_ok=True)
         if writing.model_card:
             path = exported.path.relative_to(stage).as_posix() if exported else None
             kind = book.kind if book else None

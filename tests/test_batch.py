@@ -420,6 +420,21 @@ def test_what_a_person_reads() -> None:
     assert [line[:5] for line in result.stderr.splitlines()] == ["Error", "   in", "   do"]
 
 
+def test_defaults_of_a_project_are_for_lines_too() -> None:
+    checkpoints(1)
+    Path("pyproject.toml").write_text("[tool.neoconvert]\nlayout = 'hooked'\nprocess = 'default'\n")
+    path = manifest(row())
+    said = CliRunner().invoke(main, ["batch", str(path)])
+    assert "hf-to-tl, from pyproject.toml: --layout hooked --process default\n" in said.stdout
+    record = json.loads(Path("tl/checkpoint-1/neoconvert.json").read_text())
+    assert (record["steps"][0], record["output"]["layout"]) == ("fold_ln", "hooked")
+    assert status(batch(path)) == {"checkpoint-1": "there"}
+    Path("pyproject.toml").write_text("[tool.neoconvert]\nlayout = 'brigde'\n")
+    refused = CliRunner().invoke(main, ["batch", str(path)])
+    assert refused.exit_code == 2
+    assert "layout cannot be 'brigde'" in refused.stderr
+
+
 def test_two_at_a_time() -> None:
     checkpoints(*range(6))
     weights = Path("runs/checkpoint-2/model.safetensors")

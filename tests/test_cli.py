@@ -137,7 +137,9 @@ def test_links_that_are_required(tmp_path: Path) -> None:
     weights = ("--check", "weights")
     assert _run("verify", source, source, *weights, "--require", "weights").exit_code == 0
     document = _json("verify", source, source, *weights, "--require", "weights,structure", code=1)
-    assert document["problems"] == ["structure is required, and was not compared."]
+    assert document["problems"] == [
+        "structure is required, and was not compared: there is no graph, which alone has one."
+    ]
     misspelt = _run("verify", source, source, "--require", "weigths")
     assert misspelt.exit_code == 2
     assert "Did you mean weights?" in misspelt.stderr
@@ -252,6 +254,17 @@ def test_no_number_is_cut(width: int) -> None:
         ):
             assert number in said
     assert "Rounding the stored weights costs up to 8.34e-07;" in " ".join(said.split())
+
+
+def test_a_config_that_is_another_is_told_beside_the_weights(tmp_path: Path) -> None:
+    converter.hf_to_tl(MODEL, tmp_path / "tl", check=False)
+    cfg = json.loads((tmp_path / "tl/cfg.json").read_text())
+    (tmp_path / "tl/cfg.json").write_text(json.dumps(cfg | {"eps": 1e-4}))
+    said = _run("verify", MODEL, tmp_path / "tl", "--effort", "quick")
+    assert said.exit_code == 1
+    assert "bit for bit; the config differs in eps" in " ".join(said.stdout.split())
+    assert "With its config, which differs in eps, the artifact computes another" in said.stdout
+    assert "stored weights are not" not in said.stdout
 
 
 def test_quiet_says_nothing(tmp_path: Path) -> None:

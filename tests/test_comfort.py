@@ -84,7 +84,7 @@ def test_flags(here: Path) -> None:
         ("model-card = 'perhaps'", "model-card cannot be 'perhaps'"),
         ("process = ['fold_ln', 'center_unembed']", 'in quotes: process = "fold_ln,center_unembed"'),
         ("[tool.neoconvert.hf-to-lt]\nlayout = 'bridge'", "Did you mean hf-to-tl?"),
-        ("[tool.neoconvert.inspect]\nlayout = 'bridge'", "of no command"),
+        ("[tool.neoconvert.inspect]\nlayout = 'bridge'", "of a command that takes none"),
         ("[tool.neoconvert.hf-to-tl]\nreverse = 'auto'", "no option --reverse"),
         ("effort =", "not TOML, and has defaults for neoconvert: Invalid value (at line 2"),
     ],

@@ -181,6 +181,11 @@ def test_for_transformers_js(model: Path, tmp_path: Path) -> None:
         "config.json", "genai_config.json", "generation_config.json", "neoconvert.intoto.jsonl", "neoconvert.json",
         "onnx/model.onnx", "onnx/model.onnx_data",
     ]  # fmt: skip
+    statement = (out / "neoconvert.intoto.jsonl").read_text()
+    assert "arithmetic: onnx/model.onnx (onnxruntime)" in statement
+    assert "arithmetic: GPTNeo" not in statement  # which could not run what is there
+    facts = as_json("inspect", out)
+    assert facts["provenance"]["source"]["given"] == str(model)
     config = json.loads((out / "config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"]
     assert as_json("verify", model, out, "--effort", "quick")["passed"]

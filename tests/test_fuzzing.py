@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from converter import cli_batch, strict_json
+from converter import cli_manifest, strict_json
 from converter.checkpoint import files, hf_config, legacy_pickles, tl_config
 from converter.errors import CorruptFile, Fault, NeoconvertError
 from converter.onnx import reading
@@ -90,7 +90,7 @@ FAULTS: list[tuple[str, Any, str, Any]] = [
     ("ledger.safetensors", unit_ledger, "expect", lambda value, *_: value),
     ("ledger.safetensors", unit_ledger, "_as_expected", lambda array, *_: array),
     ("neoconvert.json", strict_json, "_without_nan", lambda value: value),
-    ("manifest", cli_batch, "_text", lambda _, value: str(value)),
+    ("manifest", cli_manifest, "_text", lambda _, value: str(value)),
     ("pickles", legacy_pickles, "load", _as_torch_has_it),
     ("ONNX graph", reading, "check_inline", _nothing),
     ("ONNX graph", reading, "_check_texts", _nothing),

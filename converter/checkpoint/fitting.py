@@ -56,7 +56,8 @@ def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Sou
         raise ConfigError(
             f"There is no {wanted} beside the weights, and shapes alone do not tell the heads.",
             where=str(source.path),
-            do=f"Give it with --cfg {wanted}. Where the model is, this writes it: {_WRITES[seen.layout]}",
+            do=f"Put it beside the weights, or give it with --cfg {wanted} if they are the first"
+            f" that is named. Where the model is, this writes it: {_WRITES[seen.layout]}",
         )
     if config.n_layers > len(seen.found):  # before a table of that size is built
         raise ConfigError(

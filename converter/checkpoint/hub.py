@@ -155,14 +155,14 @@ def reason(error: Exception) -> str:
 
 def may_pass(error: BaseException) -> bool:
     """Whether asking again may help: no answer, or one that says so."""
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
     cause: BaseException | None = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(status, int):
             return status in _LATER or status >= 500
-        if isinstance(cause, HFValidationError):
+        if isinstance(cause, (HFValidationError, LocalTokenNotFoundError)):
             return False
         cause = cause.__cause__ or cause.__context__
     return True

@@ -113,7 +113,8 @@ def make_plan(
     dropped = dict(source.dropped)
     for key in slots:
         if key not in wanted and key in source.stored:
-            dropped[source.stored[key].name] = _reason(route, key, layout)
+            stored = source.stored[key].name
+            dropped[source.slots[key].name or stored] = _reason(route, key, layout)
     shards = tuple(sorted(split))
     return Plan(layout, config, tied, tensors, shards, dropped, route.steps)
 

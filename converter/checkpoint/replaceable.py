@@ -71,7 +71,7 @@ def require_replaceable(output: Path, *, overwrite: bool, deep: bool) -> Survey 
             raise OutputExists(
                 "OUTPUT exists already.",
                 where=str(output),
-                do="Name another directory, or add --overwrite to replace what neoconvert wrote.",
+                do="Name another directory, or add --overwrite (overwrite=True) to replace what neoconvert wrote.",
             )
         return Survey(identity(target))
     found = survey(target, deep=deep)

@@ -264,6 +264,7 @@ def _fact(
     # What changes no log-probability is a mean that came or went; without its step, just that.
     shift = tensor.key == _BIAS and found.keeps and not missing and not (agrees and not extra)
     extra = [] if shift else extra
+    explained = agrees and not missing and not extra and not shift
     place = Place() if found.match.agrees else locate(found.match, converted, tensor.key)
     narrowed = cast is not None and not cast.exact and tensor.difference > 0
     return TensorFact(
@@ -275,8 +276,8 @@ def _fact(
         relative=found.match.relative,
         steps=tuple(steps),
         undone=tuple(step for step in steps if decided[step] is Mark.UNDONE),
-        explained=agrees and not missing and not extra and not shift,
-        keeps_function=found.keeps,
+        explained=explained,
+        keeps_function=found.keeps or explained,
         product=found.match.product,
         where=place.where,
         place=place.words,

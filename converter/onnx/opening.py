@@ -123,7 +123,7 @@ def open_graph(
         hf_config=beside.get("config.json"),
         tl_config=beside.get("cfg.json"),
         generation_config=None,
-        provenance=beside.get(PROVENANCE) if made is None else made,
+        provenance=_provenance(made, beside.get(PROVENANCE)),
         config_path=path,
     )
     layout: Layout = "hf"
@@ -163,6 +163,16 @@ def _names(reader: GraphReader, layout: Layout) -> dict[str, str]:
 def metadata(config: NeoConfig, made: Json) -> dict[str, str]:
     """What `open_graph` reads back. `made`: the part of neoconvert.json that says the route."""
     return {CONFIG: json.dumps(asdict(config)), MADE: json.dumps(made), "neoconvert.seal": UNSEALED}
+
+
+def _provenance(made: Json | None, beside: Json | None) -> Json | None:
+    """What the graph says of itself, before a file that may be of other weights; the source's name,
+    which only the file has, where both are of one source."""
+    if made is None or beside is None:
+        return beside if made is None else made
+    digests = made.get("source_sha256"), beside.get("source_sha256")
+    same = digests[0] is not None and digests[0] == digests[1]
+    return made | {"source": beside.get("source")} if same else made
 
 
 def _embedded(reader: GraphReader, name: str) -> Json | None:

@@ -163,7 +163,7 @@ class Recorded(Original):
         return (
             f"The original is a reference file of {of.given}, written by neoconvert"
             f" {of.versions.get('neoconvert', '?')}; the original ran in {of.info.what}"
-            f" {of.info.version} on {of.info.device} then."
+            f" ({of.info.name} {of.info.version}, {of.info.device}) then."
             + (" KL is estimated from some of the tokens." if some else ""),
         )
 

@@ -123,8 +123,15 @@ def problems(evidence: Iterable[Evidence], require: Iterable[str] = ()) -> list[
     known = {item.link for item in evidence}
     return [
         *(item.problem for item in evidence if item.problem is not None),
-        *(f"{link} is required, and was not compared." for link in require if link not in known),
+        *(
+            f"{link} is required, and was not compared{_MISSING.get(link, '')}."
+            for link in require
+            if link not in known
+        ),
     ]
+
+
+_MISSING = {"structure": ": there is no graph, which alone has one"}
 
 
 def _finite(value: float | None) -> float | None:

@@ -99,7 +99,8 @@ def standard_probes(
     standard: every length at which something changes, in batches; fifty cached steps across the
     window; a text where there is a `tokenizer.json`; the whole context and the whole vocabulary
     as far as they are affordable.
-    thorough: all of these whatever they cost, batches of three, and padding and cache together.
+    thorough: all of these whatever they cost, batches of three, and padding and cache
+    together where the window is long.
 
     Random tokens are seeded, from the whole vocabulary, its first and last among them. Shorter
     sequences begin the longer ones (`wholes`).

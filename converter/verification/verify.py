@@ -225,9 +225,8 @@ def _run(
     measured: list[Layers] = []
     if not original.here:
         if ran.failed or layers:
-            remarks.append(
-                "In which layer they part is not told by a reference file; the original itself tells."
-            )
+            what = "In which layer they part" if ran.failed else "What each layer adds"
+            remarks.append(f"{what} is not told by a reference file; the original itself tells.")
     elif not lossy and (ran.failed or any(e.outcome == "differs" for e in ran.evidence)):
         say("finding where they part")
         longest = max(probes, key=lambda p: (p.tokens.size <= 600, p.tokens.size))

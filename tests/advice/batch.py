@@ -1,4 +1,4 @@
-"""converter/batch and cli_batch: manifests."""
+"""converter/batch and cli_manifest: manifests."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ RUNNING, MANIFEST, JOB, CLI = (
     "batch/running.py",
     "batch/manifest.py",
     "batch/job.py",
-    "cli_batch.py",
+    "cli_manifest.py",
 )
 SOUND = rewritten(GOOD)
 

@@ -23,7 +23,7 @@ from converter.checkpoint.provenance import describes
 from converter.checkpoint.record import survey
 from converter.checkpoint.tl_config import ACTIVATIONS, from_tl, to_tl
 from converter.cli import main
-from converter.cli_batch import jobs_of
+from converter.cli_manifest import jobs_of
 from converter.convert import tl_to_hf
 from converter.inspection import Inspection
 from tests.fuzzing import values
@@ -129,7 +129,9 @@ def _read_manifest(data: bytes, place: Path) -> object:
     (place / "again").write_text(lines, "utf-8")
     again = [row.cells for row in manifest.read(place / "again")]
     require(repr(again) == repr([row.cells for row in rows if row.cells]), f"as JSON: {again}")
-    jobs, lost = jobs_of(path, main.commands, dry_run=True, overwrite=False, delete_fetched=False)
+    jobs, lost, _ = jobs_of(
+        path, main.commands, dry_run=True, overwrite=False, delete_fetched=False
+    )
     return repr((jobs, [outcome.error for outcome in lost]))
 
 

@@ -101,6 +101,23 @@ def test_what_no_digest_settles_is_said(record: Path, model: Path, tmp_path: Pat
     assert outcomes(result)["weights"] == "not comparable"
     assert outcomes(result)["route"] == "same"
     assert not verify(record, tmp_path / "out", require="weights").passed
+    report = tmp_path / "r.html"
+    both = [
+        "verify",
+        str(record),
+        str(tmp_path / "out"),
+        "--effort",
+        "quick",
+        "--report",
+        str(report),
+    ]
+    said = CliRunner().invoke(main, both).stdout
+    assert "✗" not in said
+    assert "– weights" in said
+    assert "verified; not compared: weights" in said
+    page = report.read_text("utf-8")
+    assert "Not compared: weights." in page
+    assert "bit for bit" not in page
 
 
 def test_another_models_probes_do_not_pass(record: Path, tmp_path: Path) -> None:
