@@ -185,7 +185,7 @@ def test_for_transformers_js(model: Path, tmp_path: Path) -> None:
     assert "arithmetic: onnx/model.onnx (onnxruntime)" in statement
     assert "arithmetic: GPTNeo" not in statement  # which could not run what is there
     facts = as_json("inspect", out)
-    assert facts["provenance"]["source"]["given"] == str(model)
+    assert facts["provenance"]["source"]["given"] == model.name
     config = json.loads((out / "config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"]
     assert as_json("verify", model, out, "--effort", "quick")["passed"]

@@ -113,8 +113,9 @@ def open_graph(
         for name in ("config.json", "cfg.json", PROVENANCE)
         if (path.parent / name).is_file()
     }
-    if "config.json" not in beside and (path.parent.parent / "config.json").is_file():
-        beside["config.json"] = read_json(path.parent.parent / "config.json")  # onnx/model.onnx
+    for name in ("config.json", PROVENANCE):  # of onnx/model.onnx
+        if name not in beside and (path.parent.parent / name).is_file():
+            beside[name] = read_json(path.parent.parent / name)
     made = _embedded(reader, MADE)
     source = Source(
         given=given or str(path),
