@@ -35,7 +35,7 @@ ULP = 2.0**-52
 _DRAWS = 2
 _LONG = 600
 """Positions of the longest probe that a verification runs in float64."""
-_LARGE, _STEPS = 5e8, 1e9
+_LARGE, _STEPS = 5e8, 4e8
 """Weights of a model that runs one probe only; and of all the steps of a cache."""
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from converter.verification.measuring import Errors
+    from converter.verification.measuring import Errors, Logits
 
 Watch = Callable[[str, list["Tensor"]], None]
 _CHUNK_BYTES = 64 * 2**20
@@ -137,6 +137,17 @@ class Forward:
         """[batch, pos, v] of a probe, in the dtype of the pass."""
         final = self.final[index]
         return self._unembed(final.flatten(0, 1)).view(*final.shape[:2], -1)
+
+    def of_all(self, indices: Sequence[int]) -> Sequence[Tensor | Logits]:
+        """The logits of probes of one shape, for `measure`: of all at once, where there is room for
+        them, since the head is read as often as it is applied."""
+        import torch
+
+        shape = self.final[indices[0]].shape[:2]
+        if 8 * len(indices) * shape.numel() * self.head.shape[1] > _KEPT_BYTES:
+            return [partial(self.at, index) for index in indices]
+        final = torch.cat([self.final[index].flatten(0, 1) for index in indices])
+        return self._unembed(final).view(len(indices), *shape, -1).unbind()
 
     def rows(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The logits of a probe's positions, padding left out, in order, some rows at a time.

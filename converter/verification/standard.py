@@ -112,8 +112,8 @@ def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]
             batch, length = probes[index].tokens.shape
             if whole[index] != index:
                 results[index] = [rows.part(batch, length) for rows in results[whole[index]]]
-            runs = [partial(jittered.at, copy) for copy in copies]
-            results[index] += measure_rows(reference, index, runs) if runs else []
+            if copies:
+                results[index] += measure_rows(reference, index, jittered.of_all(copies))
     return [[rows.errors() for rows in found] for found in results]
 
 

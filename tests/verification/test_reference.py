@@ -16,6 +16,7 @@ from converter.errors import ConfigError
 from converter.route import Expected
 from converter.routing import plain
 from converter.verification import Probe
+from converter.verification import reference as reference_module
 from converter.verification.activations import activation_named
 from converter.verification.libraries import hooked_model
 from converter.verification.reference import forward
@@ -165,6 +166,20 @@ def test_rows_are_the_logits_without_padding(original: Checkpoint) -> None:
     assert torch.cat(rows).tolist() == np.flatnonzero(mask).tolist()
     expected = run.logits(0).flatten(0, 1)[torch.cat(rows)]
     torch.testing.assert_close(torch.cat(values), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("room", [0, 2**28])
+def test_several_at_once_are_each_by_itself(
+    original: Checkpoint, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_module, "_KEPT_BYTES", room)
+    probes = [random_probe(original), random_probe(original, 7), random_probe(original)]
+    run = forward(original, probes, dtype=torch.float64, jitter=[1, None, 2])
+    rows = torch.tensor([0, LONG + 3])
+    for index, logits in zip((0, 2), run.of_all((0, 2)), strict=True):
+        found = logits(rows) if callable(logits) else logits.flatten(0, 1)[rows]
+        assert callable(logits) == (room == 0)
+        torch.testing.assert_close(found, run.at(index, rows), rtol=1e-13, atol=1e-13)
 
 
 def test_probes_advance_together_and_are_watched(original: Checkpoint) -> None:
