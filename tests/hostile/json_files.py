@@ -99,9 +99,10 @@ def inputs() -> Iterator[Input]:
     index = DOCUMENTS[2]
     for number, shard in enumerate(SHARDS):
         yield _changed(index, f"a shard {shard!r}", _shard(shard), number, frozenset({3}))
-    for number, name in enumerate(["lm_head.weight", "x" * 10**6, "\x1b[2J\n   do: rm", ""]):
-        damage = _listed(name)
-        yield _changed(index, f"a tensor {name[:20]!r}", damage, number, frozenset({3}))
+    head = "lm_head.weight"  # tied, and listed without being there: transformers reads it too
+    for number, name in enumerate([head, "h.9.x", "x" * 10**6, "\x1b[2J\n   do: rm", ""]):
+        codes = frozenset({0 if name == head else 3})
+        yield _changed(index, f"a tensor {name[:20]!r}", _listed(name), number, codes)
 
 
 def _command(document: Document, turn: int) -> list[str]:
