@@ -123,7 +123,7 @@ def _find(directory: Path) -> tuple[Path | None, dict[str, Any]]:
             return path, table
         if table is not None:
             example = 'Write a table: [tool.neoconvert], and below it, say, effort = "quick".'
-            raise _refused(path, None, f"tool.neoconvert is {table!r}.", example)
+            raise _refused(path, None, f"tool.neoconvert is {_written(table)}.", example)
     return None, {}
 
 
@@ -131,14 +131,25 @@ def _require_known(path: Path, where: str, name: str, value: Any) -> None:
     if name not in _KNOWN:
         may = f"{_meant(name, _KNOWN)}It may say {', '.join(_KNOWN)}."
         raise _refused(path, where, f"[tool.neoconvert{where}] cannot say {name}.", may)
-    if isinstance(value, int) and abs(value) > sys.maxsize:  # hex may be long past str()
-        what, say = f"{name} is a number of {value.bit_length()} bits.", f"Change {name} there."
-        raise _refused(path, where, what, say)
-    if not isinstance(value, (str, bool, int)):
+    if not isinstance(value, (str, bool, int)) or (
+        isinstance(value, int) and abs(value) > sys.maxsize
+    ):
         words = value if isinstance(value, list) else [value]
-        example = f'{name} = "{",".join(map(str, words))}"'
-        what = f"{name} must be one string, and is {value!r}."
+        example = f'{name} = "{",".join(map(_bare, words))}"'
+        what = f"{name} must be one string, and is {_written(value)}."
         raise _refused(path, where, what, f"Write it as on the command line, in quotes: {example}")
+
+
+def _written(value: Any) -> str:
+    """A value as Python writes it, if it does: hexadecimal numbers may be too long for it."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _bare(value: Any) -> str:
+    return value if isinstance(value, str) else _written(value)
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -78,7 +78,8 @@ def test_flags(here: Path) -> None:
         ("overwrite = true", "cannot say overwrite"),
         ("push-to = 'me/neo'", "cannot say push-to"),
         ("layout = 'brigde'", "layout cannot be 'brigde': 'brigde' is not one of"),
-        (f"effort = 0x{'f' * 5000}", "a number of 20000 bits"),
+        (f"effort = 0x{'f' * 5000}", "is a number of thousands of digits"),
+        (f"process = [0x{'f' * 5000}]", "is a number of thousands of digits"),
         ('"\\u001b[2J\\nError: x" = 1', "cannot say \\x1b[2J\\nError: x."),
         ("effort = true", "effort cannot be True"),
         ("model-card = 'perhaps'", "model-card cannot be 'perhaps'"),
@@ -101,7 +102,11 @@ def test_what_a_project_cannot_say(table: str, says: str, here: Path) -> None:
 
 
 def test_a_file_that_says_something_to_us_and_nothing_sound(here: Path) -> None:
-    for content in (b"[tool]\nneoconvert = 'quick'\n", b"[tool.neoconvert]\neffort = '\xff'\n"):
+    for content in (
+        b"[tool]\nneoconvert = 'quick'\n",
+        b"[tool]\nneoconvert = 0x" + b"f" * 5000,
+        b"[tool.neoconvert]\neffort = '\xff'\n",
+    ):
         (here / "pyproject.toml").write_bytes(content)
         assert run("hf-to-tl", "m", "out", "--dry-run").exit_code == 2
 

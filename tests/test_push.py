@@ -145,3 +145,10 @@ def test_from_python(hub: Uploads, source: Path, tmp_path: Path) -> None:
     (tmp_path / "tl" / "notes.txt").unlink()
     assert ran().stdout == "main\n"
     assert hub.commits == ["neoconvert hf-to-tl: hf"]
+
+
+def test_no_token_is_no_network() -> None:
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    assert not hub_of_files.may_pass(LocalTokenNotFoundError("Token is required"))
+    assert hub_of_files.may_pass(ConnectionError("no route"))
