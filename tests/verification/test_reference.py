@@ -174,6 +174,7 @@ def test_several_at_once_are_each_by_itself(
 ) -> None:
     monkeypatch.setattr(reference_module, "_KEPT_BYTES", room)
     probes = [random_probe(original), random_probe(original, 7), random_probe(original)]
+    probes[2] = Probe("upside down", probes[0].tokens[::-1].copy())
     run = forward(original, probes, dtype=torch.float64, jitter=[1, None, 2])
     rows = torch.tensor([0, LONG + 3])
     for index, logits in zip((0, 2), run.of_all((0, 2)), strict=True):
