@@ -175,6 +175,7 @@ def _read_by_others(job: Job, listed: list[Job]) -> bool:
 def measure(command: list[str]) -> Run:
     """One fresh process and its children."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed neoconvert is compiled
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
