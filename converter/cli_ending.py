@@ -79,10 +79,12 @@ def reporting(command: Command) -> Command:
     def wrapper(*args: Any, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
         name = click.get_current_context().info_name or ""
         try:
-            from converter.display import Display
-            from converter.parallel import share_memory
+            from converter.parallel import numpy_without_threads, share_memory
 
             share_memory()
+            numpy_without_threads()
+            from converter.display import Display
+
             display = Display(as_json=as_json, quiet=quiet)
             if line := cli_defaults.said(click.get_current_context()):
                 display.say(shown(line))

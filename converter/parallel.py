@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import threading
 from collections import deque
@@ -33,6 +34,18 @@ def share_memory() -> None:
     """Have all threads take memory from two places, not each from its own, where glibc gives it out:
     what one gives back serves the others. To be called before there are threads."""
     _glibc("mallopt", _ARENA_MAX, 2)
+
+
+def numpy_without_threads() -> None:
+    """Import NumPy with a BLAS of one thread. Its own would spin for work on cores that ours need."""
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        importlib.import_module("numpy")
+    finally:
+        del os.environ[name]  # other libraries, and other processes, have threads to use
 
 
 def give_back() -> None:

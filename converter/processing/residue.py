@@ -38,8 +38,6 @@ _HEADER, _LAST_BLOCK = b"\x78\xda", b"\x03\x00"
 _INPUT = 2**16
 """Bytes that are decompressed at a time."""
 _WILD = -128
-_KINDS = np.array([2, 0, 1, 3], np.uint8)
-"""The classes of the differences -1, 0, 1, and of all others."""
 
 
 def ordered(array: NDArray[np.generic]) -> NDArray[np.signedinteger]:
@@ -92,8 +90,12 @@ def _streams(
     true: NDArray[np.generic], difference: NDArray[np.signedinteger]
 ) -> tuple[bytes, bytes, bytes]:
     kind = np.full(true.size + -true.size % 4, 3, np.uint8)
-    near = np.minimum(unsigned(difference + 1), 3).astype(np.intp)  # take wants no uint64
-    np.take(_KINDS, near, out=kind[: true.size], mode="clip")
+    here = kind[: true.size]
+    np.minimum(unsigned(difference + 1), 3, out=here, casting="unsafe")
+    # -1, 0, 1 and what is beyond are 0 to 3 there; their classes are 2, 0, 1 and 3.
+    here -= 1
+    here &= 3
+    here ^= here >> 1
     classes = kind[0::4] | kind[1::4] << 2 | kind[2::4] << 4 | kind[3::4] << 6
     other = np.flatnonzero(kind[: true.size] == 3)
     values = difference[other]
