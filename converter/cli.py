@@ -20,6 +20,7 @@ from converter.cli_options import (
     Place,
     converting,
     converting_whole,
+    cores,
     graph,
     printing,
     processing,
@@ -156,6 +157,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
     metavar="FILE.html",
     help="Write what was found as one HTML page, with a map of the model.",
 )
+@cores
 @printing
 @reporting
 def explain(

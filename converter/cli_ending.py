@@ -76,12 +76,21 @@ def reporting(command: Command) -> Command:
     """Errors as three lines and an exit code, whatever went wrong."""
 
     @functools.wraps(command)
-    def wrapper(*args: Any, as_json: bool, quiet: bool, debug: bool, **options: Any) -> None:
+    def wrapper(
+        *args: Any,
+        as_json: bool,
+        quiet: bool,
+        debug: bool,
+        cores: int | None = None,
+        **options: Any,
+    ) -> None:
         name = click.get_current_context().info_name or ""
         try:
-            from converter.parallel import numpy_without_threads, share_memory
+            from converter.parallel import numpy_without_threads, share_memory, use_cores
 
             share_memory()
+            if cores is not None:
+                use_cores(cores)
             numpy_without_threads()
             from converter.display import Display
 

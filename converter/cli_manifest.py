@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 COMMANDS = ("hf-to-tl", "tl-to-hf", "bake", "export-onnx")
 _OWN = ("command", "source", "output")
-_NOT_HERE = ("json", "quiet", "debug", "dry-run", "help", "push-to")
+_NOT_HERE = ("json", "quiet", "debug", "dry-run", "help", "push-to", "jobs")
 """Options that are the batch's, or no batch's, and not a line's."""
 _MOST_WRONG = 100
 """Findings after which a manifest is taken for no manifest at all."""
@@ -148,7 +148,7 @@ def _job(
     except click.UsageError as error:
         where = getattr(getattr(error, "param", None), "name", None) or command.name or ""
         raise UsageError(error.format_message(), where=where, do=f"See neoconvert {command.name} --help.") from error  # fmt: skip
-    for name in ("as_json", "quiet", "debug", "source", "push_to"):
+    for name in ("as_json", "quiet", "debug", "cores", "source", "push_to"):
         del given[name]
     place = given.pop("output")
     reading = {name: given.pop(name) for name in ("revision", "cfg", "allow_pickle", "adapter")}

@@ -127,6 +127,13 @@ converting = _options(
 )
 
 
+cores = click.option(
+    "--jobs",
+    "cores",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Cores to use. Default: all. The files written are the same.",
+)
 running = _options(
     click.option(
         "--device",
@@ -142,6 +149,7 @@ running = _options(
         show_default=True,
         help="How much is run. thorough: every token, every position, whatever it costs.",
     ),
+    cores,
 )
 text = click.option(
     "--text",

@@ -18,6 +18,15 @@ _MOST = 4
 """Threads: more wait for memory, and each holds pieces of it."""
 _here = threading.local()
 _sharers = 1
+_most_cores: int | None = None
+
+
+def use_cores(most: int) -> None:
+    """From now on, use no more cores than that: here, in the libraries, and in processes of ours. To
+    be called before NumPy and torch are imported."""
+    global _most_cores
+    _most_cores = most
+    os.environ["OMP_NUM_THREADS"] = str(most)
 
 
 def share_among(processes: int) -> None:
@@ -64,7 +73,8 @@ def cores() -> int:
         all_of_them = len(os.sched_getaffinity(0))
     else:
         all_of_them = os.cpu_count() or 1
-    return max(1, all_of_them // _sharers)
+    own = max(1, all_of_them // _sharers)
+    return min(own, _most_cores or own)
 
 
 def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import converter
+from converter import parallel, piecewise
 from converter.checkpoint import open_checkpoint
 from converter.cli import main
 from converter.demo import MODEL
@@ -50,6 +52,28 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert document["verification"]["passed"] is True
     assert document["output"] == str(root / "tl")
     return root
+
+
+def test_jobs_is_how_many_cores_are_used_and_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(piecewise, "PIECE", 512)
+    written = []
+    for jobs in (1, 3, 20):
+        monkeypatch.setattr(parallel, "_most_cores", None)
+        monkeypatch.setattr(parallel, "_pool", None)
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")
+        output = tmp_path / str(jobs)
+        options = ("--process", "all", "--ledger", "exact", "--no-verify", "--jobs", jobs)
+        assert _run("hf-to-tl", MODEL, output, *options).exit_code == 0
+        assert (parallel.cores(), os.environ["OMP_NUM_THREADS"]) == (min(jobs, 8), str(jobs))
+        written.append(
+            [(output / f"{name}.safetensors").read_bytes() for name in ("model", "ledger")]
+        )
+    assert written[0] == written[1] == written[2]
+    assert _run("hf-to-tl", MODEL, tmp_path / "none", "--jobs", 0).exit_code == 2
 
 
 def test_exact_and_back(converted: Path) -> None:
