@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests import browser
+
+if TYPE_CHECKING:
+    from tests.verification.faulty import Workshop
 
 # The same examples in every run, so that a failure is the change's. Others are drawn with
 # --hypothesis-profile=random.
@@ -28,6 +33,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quick_collection() -> Iterator[None]:
+    """Verification collects garbage twice; the libraries, imported on the way, are none."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def workshops(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workshop]:
+    """Where faults are put into artifacts, by the name of the model."""
+    from tests.verification.faulty import Workshop
+
+    directory = tmp_path_factory.mktemp("faults")
+    return {name: Workshop(directory / name, name) for name in ("tied", "untied", "quiet")}
 
 
 @pytest.fixture(scope="module")

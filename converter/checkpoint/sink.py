@@ -55,12 +55,7 @@ class Memory:
     def __enter__(self) -> Memory:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         missing = {t.name for t in self.plan.tensors} - set(self.tensors)
         if error is None and missing:
             raise AssertionError(f"planned but never made: {sorted(missing)[:4]}")

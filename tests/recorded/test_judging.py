@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.honest import KINDS, honest
 from tests.verification.fault import Artifact, Fault
-from tests.verification.faulty import Workshop
+from tests.verification.faulty import Workshop, for_fault
 from tests.verification.test_faults import CASES
 
-
-@pytest.fixture(scope="module")
-def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Workshop]]:
-    directory: Path = tmp_path_factory.mktemp("faults")
-    yield {name: Workshop(directory / name, name) for name in ("tied", "untied", "quiet")}
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def quick_collection() -> None:
-    """Verification collects garbage twice; the libraries, imported on the way, are none."""
-    gc.freeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.mark.parametrize(("fault", "artifact"), CASES, ids=[f"{f.name}, {a}" for f, a in CASES])
 def test_each_fault_is_caught_and_no_control_flagged(
     workshops: dict[str, Workshop], fault: Fault, artifact: Artifact
 ) -> None:
-    models = ["quiet"] if fault.faint else ["tied", "untied"]
-    workshop = next(w for name in models if (w := workshops[name]).applies(fault, artifact))
-    outcome = workshop.judge(fault, artifact, recorded=True)
+    outcome = for_fault(workshops, fault, artifact).judge(fault, artifact, recorded=True)
     assert outcome.wrong is None, outcome
 
 

@@ -250,6 +250,12 @@ class Workshop:
         ]
 
 
+def for_fault(workshops: Mapping[str, Workshop], fault: Fault, artifact: Artifact) -> Workshop:
+    """The first whose model can have the fault; a faint one shows only in the quiet model."""
+    models = ["quiet"] if fault.faint else ["tied", "untied"]
+    return next(w for name in models if (w := workshops[name]).applies(fault, artifact))
+
+
 def _largest(true: Forward, runs: list[Any] | None, floors: Sequence[Floor]) -> float | None:
     if runs is None:
         return None

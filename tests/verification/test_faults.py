@@ -3,28 +3,13 @@ blamed on the unit that it touches. One artifact for each here; `scripts/faults`
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.verification.fault import ALL, Artifact, Fault
 from tests.verification.faults import FAULTS
-from tests.verification.faulty import VISIBLE, Workshop, here
+from tests.verification.faulty import VISIBLE, Workshop, for_fault, here
 
-
-@pytest.fixture(scope="module")
-def workshops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Workshop]]:
-    directory: Path = tmp_path_factory.mktemp("faults")
-    yield {name: Workshop(directory / name, name) for name in ("tied", "untied", "quiet")}
-    gc.unfreeze()
-
-
-@pytest.fixture(autouse=True)
-def quick_collection() -> None:
-    """Verification collects garbage twice; the libraries, imported on the way, are none."""
-    gc.freeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 def hardest(fault: Fault) -> Artifact | None:
@@ -44,9 +29,7 @@ CASES = [(fault, artifact) for fault in FAULTS if (artifact := hardest(fault))]
 def test_each_fault_is_caught_and_located_and_no_control_flagged(
     workshops: dict[str, Workshop], fault: Fault, artifact: Artifact
 ) -> None:
-    models = ["quiet"] if fault.faint else ["tied", "untied"]
-    workshop = next(w for name in models if (w := workshops[name]).applies(fault, artifact))
-    outcome = workshop.judge(fault, artifact)
+    outcome = for_fault(workshops, fault, artifact).judge(fault, artifact)
     assert outcome.wrong is None, outcome
     if fault.harmless:
         return

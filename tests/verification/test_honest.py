@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,7 @@ HARD = (12, 54, 97)
 its own; undone from 16 bits by a ledger."""
 
 
-@pytest.fixture(autouse=True)
-def quick_collection() -> Iterator[None]:
-    """Verification collects garbage twice; the libraries, imported on the way, are none."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collection")
 
 
 @pytest.mark.parametrize(
