@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import hub
 from converter.environment import versions
+from converter.layout import LAYOUTS
 from converter.output import inert
 from converter.route import Undoing
 from converter.verification.evidence import QUESTIONS
@@ -106,11 +107,15 @@ def model_card(
 def front_matter(source: Checkpoint, plan: Plan, graph: str | None, alone: bool) -> str:
     from huggingface_hub import ModelCardData
 
-    library = "onnx" if alone else "transformers" if plan.layout == "hf" else "transformer_lens"
-    tags = ["neoconvert", "gpt_neo", *(["transformer-lens"] if plan.layout != "hf" else [])]
+    library = LAYOUTS[plan.layout].library
+    tags = [
+        "neoconvert",
+        "gpt_neo",
+        *(["transformer-lens"] if library == "transformer_lens" else []),
+    ]
     data = ModelCardData(
         base_model=_base(source),
-        library_name=library,
+        library_name="onnx" if alone else library,
         pipeline_tag="text-generation",
         tags=tags + (["onnx"] if graph and not alone else []),
         **_handed_on(source),

@@ -18,7 +18,7 @@ from converter.checkpoint.ledger_file import LedgerFile
 from converter.dtypes import same_bits
 from converter.layout import Slot
 from converter.piecewise import stored_as
-from converter.processing import Carry, Step, absorb, apply_all, homeless
+from converter.processing import Carry, Step, absorb, apply_all, unrepresentable
 from converter.processing.attn_scale import SCALED, unscaled
 from converter.processing.ledger import decode_unit
 from converter.processing.step import in_float64
@@ -143,7 +143,7 @@ class Functional(Route):
 
     def make(self, unit: Tensors, layer: int | None) -> Made:
         scaled = super().make(unit, layer).tensors
-        if not homeless(scaled):
+        if not unrepresentable(scaled):
             return Made(scaled)
         wide = in_float64(scaled)
         return Made(_moved(unit, wide, _CARRY.apply(wide)[0]))
@@ -185,10 +185,10 @@ class Undoing(Route):
         )
         # A head that is tied in the processed file too has gone through no step.
         result = unit | {n: r.array for n, r in restored.items()}
-        if homeless(result):  # an edit that needs a bias the original did not have
+        if unrepresentable(result):  # an edit that needs a bias the original did not have
             wide = in_float64(result)
             placed = absorb(wide)
-            placed = _CARRY.apply(placed)[0] if homeless(placed) else placed
+            placed = _CARRY.apply(placed)[0] if unrepresentable(placed) else placed
             result = _moved(result, wide, placed)
         exact = {n for n, r in restored.items() if r.exact and result[n] is r.array}
         return Made(result, original=frozenset(exact))

@@ -14,7 +14,7 @@ from converter.checkpoint.provenance import describes
 from converter.checkpoint.source import LEDGER
 from converter.dtypes import same_bits, sha256
 from converter.errors import CannotUndo, UsageError
-from converter.layout import Layout, Slot
+from converter.layout import GPT_NEO, Layout, Slot
 from converter.piecewise import stored_as
 from converter.processing import Carry, Rounding, State, Step, detect, in_order
 from converter.processing.step import in_float64, is_vector
@@ -166,7 +166,7 @@ def has_ledger(source: Checkpoint) -> bool:
 
 def biased_units(source: Checkpoint) -> set[str]:
     """Units with non-zero biases that HF GPT-Neo has no tensor for."""
-    names = ("attn.b_Q", "attn.b_K", "attn.b_V", "unembed.b_U")
+    names = GPT_NEO.without_place("hf")
     return {
         slot.prefix.rstrip(".")
         for slot in source.slots.values()

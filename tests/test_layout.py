@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.layout import LAYOUTS, TABLE, Layout, Rearrange, Unit, expand
+from converter.layout import (
+    GPT_NEO,
+    LAYOUTS,
+    TABLE,
+    Architecture,
+    Layout,
+    Rearrange,
+    Row,
+    Unit,
+    expand,
+)
 from converter.layout.ops import shape
+from converter.processing.carry import CARRIERS
 
 SIZES = {"v": 5, "c": 3, "d": 6, "n": 3, "h": 2, "f": 7}
 
@@ -34,10 +47,47 @@ def test_one_to_one_and_total(layout: Layout) -> None:
     assert not any("{" in name for name in names)
 
 
-def test_a_table_that_is_not_one_to_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.layout.table.TABLE", (*TABLE, TABLE[0]))
+def test_a_table_that_is_not_one_to_one_is_refused() -> None:
+    twice = replace(GPT_NEO, rows=(*TABLE, TABLE[0]))
     with pytest.raises(AssertionError, match="one-to-one"):
-        expand("hf", SIZES, 1)
+        twice.expand("hf", SIZES, 1)
+
+
+def test_another_architecture_is_its_table() -> None:
+    """Made up: attention in one matrix, an activation norm, no positions, and a head without bias."""
+    rows = (
+        Row(Unit.EMBED, "model.tokens.weight", "embed.W_E", "embed.weight", "v d", "v d"),
+        Row(Unit.BLOCK, "model.layers.{i}.up.weight", "blocks.{i}.mlp.W_in", "blocks.{i}.mlp.in.weight", "f d", "d f"),
+        Row(Unit.BLOCK, None, "blocks.{i}.mlp.b_in", "blocks.{i}.mlp.in.bias", "f", "f"),
+        Row(Unit.BLOCK, "model.layers.{i}.act.scale", "blocks.{i}.act.w", "blocks.{i}.act.weight", "f", "f"),
+        Row(Unit.FINAL, "out.weight", "unembed.W_U", "unembed.weight", "v d", "d v"),
+    )  # fmt: skip
+    made_up = Architecture(rows, {"hf": ("model.rope",), "hooked": (), "bridge": ()})
+    hf, hooked = (made_up.expand(layout, SIZES, 2) for layout in ("hf", "hooked"))
+    assert list(hf) == list(hooked) == [
+        "embed.W_E",
+        *(f"blocks.{i}.{part}" for i in range(2) for part in ("mlp.W_in", "mlp.b_in", "act.w")),
+        "unembed.W_U",
+    ]  # fmt: skip
+    assert hf["blocks.1.mlp.W_in"].name == "model.layers.1.up.weight"
+    assert hf["blocks.1.mlp.W_in"].shape == (7, 6)
+    assert hooked["blocks.1.mlp.W_in"].shape == (6, 7)
+    assert made_up.without_place("hf") == ("mlp.b_in",)
+    assert made_up.no_biases("hf", 1) == {"model.layers.0.up.bias": "blocks.0.mlp.b_in"}
+    assert made_up.buffers("hf", 2) == {"model.rope"}
+    assert set(made_up.templates("bridge")) == {row.bridge for row in rows}
+
+
+def test_biases_that_gpt_neo_has_not() -> None:
+    """By the names that others' code gives them."""
+    names = ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj")
+    assert list(GPT_NEO.no_biases("hf", 1)) == [
+        *(f"transformer.h.0.{name}.bias" for name in names),
+        "lm_head.bias",
+    ]
+    assert GPT_NEO.no_biases("hooked", 1) == GPT_NEO.no_biases("bridge", 1) == {}
+    assert GPT_NEO.without_place("hf") == ("attn.b_Q", "attn.b_K", "attn.b_V", "unembed.b_U")
+    assert CARRIERS == ("ln1", "ln_final")
 
 
 def test_what_is_absent_has_a_meaning() -> None:

@@ -28,7 +28,7 @@ from converter.checkpoint.vocabulary import misfit, own_code
 from converter.choices import flags, of_kind, place
 from converter.dtypes import CODES, cast, code_stated, holding, same_bits
 from converter.errors import UnknownTensor
-from converter.layout import EMBEDDING, HEAD, Layout, Slot, buffers, expand
+from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS, Layout, Slot, expand
 from converter.piecewise import Index, Piecewise, cut
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class Checkpoint:
     @property
     def stated_dtype(self) -> str | None:
         """The dtype that the config beside the weights states, in which their library opens them."""
-        beside = self.source.tl_config if self.layout == "hooked" else self.source.hf_config
-        said = beside or {}
+        of_lens = LAYOUTS[self.layout].config == "cfg.json"
+        said = (self.source.tl_config if of_lens else self.source.hf_config) or {}
         return code_stated(str(said.get("dtype") or said.get("torch_dtype")).removeprefix("torch."))
 
     @property
@@ -277,7 +277,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     if layout == "hf":
         refuse_other_weights(source)
     slots = expand(layout, config.sizes, config.n_layers)
-    known = buffers(layout, config.n_layers)
+    known = GPT_NEO.buffers(layout, config.n_layers)
     dropped = dict.fromkeys(sorted(known & {*seen.found, *seen.other}), BUFFER)
     if unknown := sorted(set(seen.other) - known):
         raise UnknownTensor(

@@ -11,7 +11,7 @@ from converter.checkpoint.recognise import Recognised
 from converter.checkpoint.source import Source
 from converter.checkpoint.tl_config import from_tl, of_bridge
 from converter.errors import ConfigError, TensorMismatch
-from converter.layout import Slot, axes
+from converter.layout import LAYOUTS, Slot, axes
 
 _WRITES = {
     "hf": "model.config.to_json_file('config.json')",
@@ -36,7 +36,8 @@ def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Sou
     of_a_bridge = source.tl_config is not None and of_bridge(source.tl_config)
     if of_a_bridge:
         source = replace(source, tl_config=None)
-    if source.tl_config is not None and (seen.layout == "hooked" or source.hf_config is None):
+    wanted = LAYOUTS[seen.layout].config
+    if source.tl_config is not None and (wanted == "cfg.json" or source.hf_config is None):
         config = from_tl(source.tl_config, where, notes)
     elif source.hf_config is not None:
         if source.tl_config is not None and source.config_path is not None:
@@ -52,7 +53,6 @@ def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Sou
             f" {_WRITES['bridge']}",
         )
     else:
-        wanted = "cfg.json" if seen.layout == "hooked" else "config.json"
         raise ConfigError(
             f"There is no {wanted} beside the weights, and shapes alone do not tell the heads.",
             where=str(source.path),

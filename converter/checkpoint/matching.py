@@ -9,7 +9,7 @@ from converter.checkpoint.fitting import mismatch
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source
 from converter.errors import MissingTensor, TensorMismatch, UnknownTensor
-from converter.layout import EMBEDDING, HEAD, Layout, Slot, no_biases
+from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS, Layout, Slot
 
 ZERO_BIAS = "zero; GPT-Neo has no such bias"
 IGNORED_BIAS = "not zero, but GPT-Neo has no such bias: transformers ignores it too"
@@ -39,7 +39,7 @@ def take_biases(
 ) -> dict[str, str]:
     """Take out the biases that GPT-Neo has no place for: their names, each with the reason."""
     taken: dict[str, str] = {}
-    for name, key in no_biases(layout, config.n_layers).items():
+    for name, key in GPT_NEO.no_biases(layout, config.n_layers).items():
         if name in found and found[name].shape == slots[key].shape:
             zero = not _read(found.pop(name), source).any()
             taken[name] = ZERO_BIAS if zero else IGNORED_BIAS
@@ -79,7 +79,7 @@ def require_present(
     config: NeoConfig,
     source: Source,
 ) -> None:
-    tied = layout == "hf" and _config_ties(source)
+    tied = LAYOUTS[layout].ties and _config_ties(source)
     missing = [
         slot.name
         for slot in slots.values()

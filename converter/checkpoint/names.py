@@ -8,11 +8,11 @@ two readings, which the caller must not choose between.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from converter.layout import BUFFERS, NO_BIAS, TABLE, Layout
+from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS, TABLE, Layout
 
 LAYER = "{i}"
 TRUNK = "transformer"
@@ -22,7 +22,6 @@ _ATTENTION = "attention"
 """HF's name for the module in `attn`, which the bridge has no word for."""
 _WRAPPED = "_original_component"
 """Where TransformerBridge keeps a module of the model that it wraps: no name of another has it."""
-_WEIGHTS: tuple[Layout, ...] = ("hf", "hooked", "bridge")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def read_names(names: Iterable[str]) -> list[Reading]:
     names = list(names)
     in_bridge = any(_WRAPPED in name.split(".") for name in names)
     readings = []
-    for layout in _WEIGHTS:
+    for layout in LAYOUTS:
         reads: dict[str, list[Read]] = {}
         left = []
         for name in names:
@@ -119,19 +118,11 @@ def _endings(layout: Layout) -> tuple[frozenset[str], Endings]:
     """A layout's segments, and by last segment: the ending to look for, and the name it stands for."""
     by_last: Endings = {}
     vocabulary: set[str] = set()
-    for template in _templates(layout):
+    for template in GPT_NEO.templates(layout):
         ending = tuple(template.removeprefix(f"{TRUNK}.").split("."))
         by_last.setdefault(ending[-1], []).append((ending, template))
         vocabulary.update(ending)
     return frozenset(vocabulary), by_last
-
-
-def _templates(layout: Layout) -> Iterator[str]:
-    for row in TABLE:
-        if name := getattr(row, layout):
-            yield name
-    yield from BUFFERS[layout]
-    yield from NO_BIAS if layout == "hf" else ()
 
 
 def _bridge_words() -> dict[str, str]:
@@ -147,9 +138,7 @@ def _bridge_words() -> dict[str, str]:
 
 _BRIDGE = _bridge_words()
 _ENDS: dict[Layout, set[str]] = {
-    layout: {
-        str(getattr(row, layout)) for row in TABLE if row.hooked in ("embed.W_E", "unembed.W_U")
-    }
-    for layout in _WEIGHTS
+    layout: {str(row.name(layout)) for row in TABLE if row.hooked in (EMBEDDING, HEAD)}
+    for layout in LAYOUTS
 }
 """The embedding and the head: a tied model may have kept either alone."""

@@ -15,7 +15,7 @@ from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.dtypes import CODES, nbytes
 from converter.errors import UsageError
-from converter.layout import EMBEDDING, HEAD, Layout, Slot, expand
+from converter.layout import EMBEDDING, HEAD, LAYOUTS, Layout, Slot, expand
 
 if TYPE_CHECKING:
     from converter.route import Route
@@ -93,7 +93,7 @@ def make_plan(
     """
     source, config = route.source, route.target_config
     slots = expand(layout, config.sizes, config.n_layers)
-    tied = layout == "hf" and route.tied
+    tied = LAYOUTS[layout].ties and route.tied
     wanted = {
         key: slot
         for key, slot in slots.items()

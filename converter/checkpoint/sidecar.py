@@ -15,6 +15,7 @@ from converter.checkpoint.plan import Plan
 from converter.checkpoint.source import Source, called
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES, holding
+from converter.layout import LAYOUTS
 
 if TYPE_CHECKING:
     from converter.route import Route
@@ -31,9 +32,10 @@ def write(
             any layout; None: no graph.
     """
     source = route.source
-    if plan.layout == "hooked":
-        _write_json(stage / "cfg.json", cfg(route, plan, recast=recast))
-    if plan.layout != "hooked" or graph is not None:
+    own = LAYOUTS[plan.layout].config
+    if own == "cfg.json":
+        _write_json(stage / own, cfg(route, plan, recast=recast))
+    if own == "config.json" or graph is not None:
         config = hf_config(route, plan, recast=recast) | (graph or {})
         _write_json(stage / "config.json", config)
         if plan.layout == "hf" or graph is not None:
@@ -86,7 +88,7 @@ def _dtype(route: Route, plan: Plan, recast: bool) -> str:
     them alike; else, and where a dtype was asked for, what rounds no weight."""
     source, codes = route.source, {tensor.code for tensor in plan.tensors}
     if not recast and (stated := source.stated_dtype):
-        if (source.layout == "hooked") == (plan.layout == "hooked"):
+        if LAYOUTS[source.layout].config == LAYOUTS[plan.layout].config:
             return NAMES[stated]
         codes.add(stated)
     return NAMES[holding(codes)]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from converter.dtypes import NAMES
 from converter.explaining.wording import collapsed, headline, line
+from converter.layout import Layout
 
 Verdict = Literal["same-weights", "same-function", "different-model"]
 
@@ -106,7 +107,7 @@ class Explanation:
 
     original: str
     converted: str
-    layouts: tuple[str, str]
+    layouts: tuple[Layout, Layout]
     verdict: Verdict
     steps: tuple[str, ...]
     """TransformerLens's steps that separate the two, in its order, whichever has them."""

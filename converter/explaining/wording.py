@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from converter.dtypes import NAMES
+from converter.layout import LAYOUTS
 from converter.processing.steps import BY_NAME
 from converter.wording import runs, size_of_change
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from converter.explaining.explanation import Explanation, TensorFact
 
 _NOTHING = "no step separates them"
-LAYOUT = {"hf": "Hugging Face", "hooked": "HookedTransformer", "bridge": "TransformerBridge"}
 
 _SHIFT = "all logits shift alike, and log-probabilities stay as they are"
 
@@ -137,7 +137,7 @@ def headline(found: Explanation) -> list[str]:
 def _verdict(found: Explanation) -> str:
     n, odd = len(found.tensors), len(found.unexplained)
     differ = "differs" if odd == 1 else "differ"
-    layouts = _and(list(dict.fromkeys(LAYOUT[layout] for layout in found.layouts)))
+    layouts = _and(list(dict.fromkeys(LAYOUTS[layout].title for layout in found.layouts)))
     if found.verdict == "same-weights":
         wide = (
             f" ({NAMES[found.cast.before]} stored as {NAMES[found.cast.after]}, which changes no value)"

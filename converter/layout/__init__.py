@@ -1,29 +1,17 @@
 """Names and shapes of GPT-Neo's weights in each layout."""
 
+from converter.layout.architecture import Architecture, Row, Slot, Unit
+from converter.layout.layouts import LAYOUTS, Layout
 from converter.layout.ops import Op, Rearrange, Sizes, axes
-from converter.layout.table import (
-    BUFFERS,
-    EMBEDDING,
-    HEAD,
-    LAYOUTS,
-    NO_BIAS,
-    TABLE,
-    Layout,
-    Row,
-    Slot,
-    Unit,
-    buffers,
-    expand,
-    no_biases,
-)
+from converter.layout.table import EMBEDDING, GPT_NEO, HEAD, TABLE, expand
 
 __all__ = [
-    "BUFFERS",
     "EMBEDDING",
+    "GPT_NEO",
     "HEAD",
     "LAYOUTS",
-    "NO_BIAS",
     "TABLE",
+    "Architecture",
     "Layout",
     "Op",
     "Rearrange",
@@ -32,7 +20,5 @@ __all__ = [
     "Slot",
     "Unit",
     "axes",
-    "buffers",
     "expand",
-    "no_biases",
 ]

@@ -23,7 +23,7 @@ from converter.checkpoint.source import PROVENANCE, Source
 from converter.checkpoint.tl_config import from_tl
 from converter.dtypes import CODES
 from converter.errors import ConfigError
-from converter.layout import Layout, expand
+from converter.layout import LAYOUTS, Layout, expand
 from converter.onnx.reading import read_onnx
 from converter.onnx.tensor_data import AGAIN
 from converter.onnx.weights import DTYPES, multiplies
@@ -141,7 +141,7 @@ def open_graph(
     slots = expand(layout, config.sizes, config.n_layers)
     stored = {}
     names = _names(reader, layout)
-    multiplied = reader.multiplied() if layout != "hooked" else set()
+    multiplied = reader.multiplied() if not LAYOUTS[layout].by_head else set()
     for key, slot in slots.items():
         tensor = reader.tensors.get(names.get(str(slot.name), str(slot.name)))
         if tensor and tensor.name in multiplied and multiplies(key) and len(tensor.shape) == 2:
@@ -192,7 +192,7 @@ def _config(reader: GraphReader, source: Source, layout: Layout) -> NeoConfig:
     where = str(reader.path)
     if fields := _embedded(reader, CONFIG):
         return _stated(fields, where)
-    if layout == "hooked" and source.tl_config is not None:
+    if LAYOUTS[layout].config == "cfg.json" and source.tl_config is not None:
         return from_tl(source.tl_config, where)
     if source.hf_config is not None:
         return from_hf(source.hf_config, where)

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from converter.checkpoint import HEAD, Checkpoint
+from converter.layout import LAYOUTS
 from converter.onnx.dialect import DIALECT
 from converter.onnx.graph import PRODUCER, build
 from converter.onnx.opening import GraphReader, reader_of
@@ -116,7 +117,7 @@ def _expected(checkpoint: Checkpoint) -> tuple[set[str], onnx.ModelProto]:
             places[key] = Place(key, t.name, t.code, shape, slot, t.file.name)
         elif slot.absence is None and slot.name is not None and key != HEAD:
             places[key] = Place(key, slot.name, "F32", slot.shape, slot, file="nowhere")
-    form: Form = "heads" if checkpoint.layout == "hooked" else "in_out" if turned else "out_in"
+    form: Form = "heads" if LAYOUTS[checkpoint.layout].by_head else "in_out" if turned else "out_in"
     weights = Weights(checkpoint, "shared", form, places)
     assert checkpoint.graph is not None
     file = reader.file

@@ -24,7 +24,7 @@ from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.reader import SafetensorsReader
 from converter.dtypes import chunks, nbytes
 from converter.errors import UsageError
-from converter.layout import Slot, expand
+from converter.layout import LAYOUTS, Slot, expand
 
 Mode = Literal["shared", "external", "inline"]
 Form = Literal["out_in", "in_out", "heads"]
@@ -115,7 +115,7 @@ def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
         UsageError: the weights cannot be shared (pickle files), or are too large for inline.
     """
     if mode == "shared":
-        form: Form = "heads" if checkpoint.layout == "hooked" else "out_in"
+        form: Form = "heads" if LAYOUTS[checkpoint.layout].by_head else "out_in"
         return Weights(checkpoint, mode, form, _shared(checkpoint))
     places: dict[str, Place] = {}
     end = 0
@@ -170,7 +170,7 @@ def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
 
 def _own(checkpoint: Checkpoint) -> Iterator[Place]:
     """Every weight, matrices [in, out], under the layout's own names (hooked: the bridge's)."""
-    layout = "bridge" if checkpoint.layout == "hooked" else checkpoint.layout
+    layout = "bridge" if LAYOUTS[checkpoint.layout].by_head else checkpoint.layout
     slots = expand(layout, checkpoint.config.sizes, checkpoint.config.n_layers)
     for key, slot in slots.items():
         stored = checkpoint.stored.get(key)

@@ -1,6 +1,6 @@
 """TransformerLens's processing of weights, and its inverse. Arithmetic only, no I/O."""
 
-from converter.processing.carry import Carry, absorb, homeless
+from converter.processing.carry import Carry, absorb, unrepresentable
 from converter.processing.step import Record, Rounding, State, Step, Unit
 from converter.processing.steps import (
     DEFAULT,
@@ -24,8 +24,8 @@ __all__ = [
     "absorb",
     "apply_all",
     "detect",
-    "homeless",
     "in_order",
     "parse",
     "undo_all",
+    "unrepresentable",
 ]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.layout import GPT_NEO
 from converter.piecewise import largest, wide
 from converter.processing.fold_ln import NORMS, fold, identity
 from converter.processing.fold_ln import STEP as _FOLD
@@ -40,15 +41,15 @@ from converter.processing.step import (
     in_float64,
 )
 
-CARRIERS = ("ln1", "ln_final")
-"""The norms whose readers have no bias in HF; mlp.b_in, which reads ln2, has its place there."""
+_LACKING = GPT_NEO.without_place("hf")
+CARRIERS = tuple(norm for norm, readers in NORMS.items() if {b for _, b in readers} & {*_LACKING})
+"""The norms whose readers have no bias in HF."""
 _FOLDED = "fold."
 
 
-def homeless(unit: Unit) -> tuple[str, ...]:
+def unrepresentable(unit: Unit) -> tuple[str, ...]:
     """Names of the non-zero biases that HF GPT-Neo has no tensor for."""
-    biases = (b for norm in CARRIERS for _, b in NORMS[norm])
-    return tuple(b for b in biases if b in unit and unit[b].any())
+    return tuple(b for b in _LACKING if b in unit and unit[b].any())
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Carry(Step):
         result: dict[str, Array] = dict(unit)
         record: dict[str, NDArray[Any]] = {}
         for norm in CARRIERS:
-            if not {b for _, b in NORMS[norm]} & set(homeless(result)):
+            if not {b for _, b in NORMS[norm]} & set(unrepresentable(result)):
                 continue
             if not identity(result, norm):
                 result, folded = fold(result, norm)
@@ -108,7 +109,7 @@ class Carry(Step):
 
     def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
         """Applied: gain one, the same non-zero bias on every channel, and no bias left over."""
-        if homeless(unit):
+        if unrepresentable(unit):
             return State.NOT_APPLIED
         gain, bias = (unit[name] for name in part.empties)
         carries = bool((gain == 1).all() and bias[0] != 0 and (bias == bias[0]).all())
@@ -117,7 +118,7 @@ class Carry(Step):
     def distance(self, part: Part, unit: Unit, rounding: Rounding) -> float:
         gain, bias = (unit[name] for name in part.empties)
         usual = np.median(bias)
-        if usual == 0 or homeless(unit) or ((gain == 1) & (bias == usual)).mean() <= 0.5:
+        if usual == 0 or unrepresentable(unit) or ((gain == 1) & (bias == usual)).mean() <= 0.5:
             return math.inf
         return 0.0
 
@@ -146,12 +147,12 @@ def absorb(unit: Unit, limit: float = 1.0) -> dict[str, Array]:
     For weights that were edited after processing and then undone: the original q has no bias,
     the edited one may need one. b_V goes into b_O, the others into the null direction of their
     norm. A bias whose direction would have to add more than `limit` times the largest weight
-    stays, and `homeless` names it: `Carry` always has a way, at the cost of the norm's basis.
+    stays, and `unrepresentable` names it: `Carry` always has a way, at the cost of the norm's basis.
     """
     result, _ = FoldValueBiases().apply(in_float64(unit))
     for norm in CARRIERS:
         for w, b in NORMS[norm]:
-            if b not in homeless(result):
+            if b not in unrepresentable(result):
                 continue
             direction = _null_direction(result[f"{norm}.w"], result[f"{norm}.b"])
             added = wide(direction[:, None]) * result[b][..., None, :]

@@ -20,6 +20,7 @@ from converter.checkpoint.reader import SafetensorsReader, open_safetensors
 from converter.checkpoint.record import UNSEALED, bears_seal, sealed
 from converter.dtypes import CODES
 from converter.errors import BadInput, CorruptFile
+from converter.layout import LAYOUTS
 from converter.recorded.recipes import Recipe
 from converter.recorded.sampled import LIKELIEST, Table, unpadded
 from converter.verification.evidence import Evidence
@@ -187,7 +188,7 @@ def _contents(said: Any, reader: SafetensorsReader, where: str) -> Contents:
     codes = dict(said["codes"])
     _need(set(codes.values()) <= CODES.keys() and bool(codes), "a dtype that is none")
     config = _config(said["config"], len(codes), where)
-    _need(said["layout"] in ("hf", "hooked", "bridge"), "its layout is none")
+    _need(said["layout"] in tuple(LAYOUTS), "its layout is none")
     _need(said["effort"] in EFFORTS, "its effort is none")
 
     def array(name: str, *shape: int | None) -> Array:

@@ -15,7 +15,7 @@ from converter.checkpoint.reader import as_torch
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
 from converter.errors import TensorMismatch
-from converter.layout import buffers, expand
+from converter.layout import GPT_NEO, expand
 from converter.verification.loading import installed, require_docstrings
 from converter.verification.quiet import quiet
 from converter.verification.tokenizer import lens_tokenizer, placeholder_tokenizer
@@ -136,7 +136,7 @@ def hooked_model(
         for name in result.unexpected_keys
         if checkpoint.config.folded and _is_identity_norm(name, state[name])
     }
-    known = buffers("hooked", checkpoint.config.n_layers)
+    known = GPT_NEO.buffers("hooked", checkpoint.config.n_layers)
     _refuse(
         set(result.missing_keys) - known,
         set(result.unexpected_keys) - known - identity,

@@ -15,6 +15,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError
+from converter.layout import LAYOUTS
 from converter.telling import told
 from converter.verification.evidence import NotComparable
 from converter.verification.libraries import bridge_model, hf_model, hooked_model
@@ -237,7 +238,7 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
 
         return open_onnx(checkpoint, where)
     lens = installed("transformer-lens")
-    if lens and checkpoint.layout != "hf":
+    if lens and LAYOUTS[checkpoint.layout].library == "transformer_lens":
         _require_lens(lens)
 
     def library(name: str, version: str, load: Callable[..., Any]) -> Library:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from converter.processing import DEFAULT, STEPS, Carry, State, Step, absorb, apply_all, homeless
+from converter.processing import (
+    DEFAULT,
+    STEPS,
+    Carry,
+    State,
+    Step,
+    absorb,
+    apply_all,
+    unrepresentable,
+)
 from converter.processing.step import FLOAT32, Array
 from converter.processing.steps import BY_NAME, undo_all
 from tests.processing.weights import (
@@ -35,7 +44,7 @@ def test_any_model_becomes_representable_with_its_function(
 ) -> None:
     start = model(1, biases=biases)
     carried = process(start, (*steps, CARRY))
-    assert not any(homeless(unit) for unit in carried)
+    assert not any(unrepresentable(unit) for unit in carried)
     assert np.abs(forward(carried, TOKENS) - forward(start, TOKENS)).max() < 1e-10
 
 
@@ -89,9 +98,9 @@ def test_edits_come_back_without_biases(steps: tuple[Step, ...], carry: tuple[St
     rng = np.random.default_rng(6)
     edited = [{n: a + 0.02 * rng.normal(size=a.shape) for n, a in unit.items()} for unit, _ in done]
     back = [undo_all(u, steps, records) for u, (_, records) in zip(edited, done, strict=True)]
-    assert any(homeless(unit) for unit in back)
+    assert any(unrepresentable(unit) for unit in back)
     plain = [absorb(unit, limit=100) for unit in back]
-    assert not any(homeless(unit) for unit in plain)
+    assert not any(unrepresentable(unit) for unit in plain)
     for unit, original in zip(plain, start, strict=True):
         for name in original:
             if name.startswith("ln"):
@@ -105,7 +114,7 @@ def test_absorb_uses_a_channel_without_gain(gain: float) -> None:
     for unit in units[1:3]:
         unit["ln1.w"][4] = gain
     plain = [absorb(unit, limit=1e9) for unit in units]
-    assert not any(homeless(unit) for unit in plain[1:])
+    assert not any(unrepresentable(unit) for unit in plain[1:])
     assert np.abs(forward(plain, TOKENS) - forward(units, TOKENS)).max() < 1e-9
 
 
@@ -113,5 +122,5 @@ def test_absorb_leaves_what_would_drown_the_weights() -> None:
     unit = block(np.random.default_rng(8), biases=True)
     unit["ln1.b"][:] = 0
     left = absorb(unit)
-    assert set(homeless(left)) == {"attn.b_Q", "attn.b_K"}
+    assert set(unrepresentable(left)) == {"attn.b_Q", "attn.b_K"}
     np.testing.assert_array_equal(left["attn.W_Q"], unit["attn.W_Q"])
