@@ -27,6 +27,7 @@ PAIRS: tuple[tuple[str, str, Any], ...] = (
     ("act_fn", "activation_function", "gelu_new"),
     ("eps", "layer_norm_epsilon", 1e-5),
 )
+SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab")
 _MAX = 2**31 - 1
 
 
@@ -61,6 +62,21 @@ class NeoConfig:
             "v": self.d_vocab, "c": self.n_ctx, "d": self.d_model,
             "n": self.n_heads, "h": self.d_head, "f": self.d_mlp,
         }  # fmt: skip
+
+    def differences(self, other: NeoConfig) -> tuple[str, ...]:
+        """Fields, beyond the sizes, by which the two compute different functions."""
+        reach = [
+            tuple(min(c.window_size, c.n_ctx) if t == "local" else c.n_ctx for t in c.attn_types)
+            for c in (self, other)
+        ]
+        differ = {
+            "attn_types": self.attn_types != other.attn_types and reach[0] != reach[1],
+            "window_size": self.attn_types == other.attn_types and reach[0] != reach[1],
+            "act_fn": self.act_fn != other.act_fn,
+            "eps": self.eps != other.eps,
+            "attn_scale": self.score_divisors != other.score_divisors,
+        }
+        return tuple(name for name, different in differ.items() if different)
 
 
 def fail(

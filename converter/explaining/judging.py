@@ -17,6 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint.config import SIZES
 from converter.dtypes import CODES
 from converter.explaining.compare import Comparer
 from converter.explaining.explanation import Cast, Explanation, TensorFact, Verdict
@@ -30,7 +31,6 @@ from converter.processing.step import is_vector
 from converter.processing.steps import BY_NAME
 from converter.progress import Progress, silent
 from converter.route import groups
-from converter.verification.weights import SIZES, config_differences
 
 ORDER = tuple(step.name for step in STEPS)
 _CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
@@ -85,7 +85,7 @@ def explain(original: Given, converted: Given, *, progress: Progress | None = No
             read = _read(original, converted, compare, progress)
     # A scale of the scores is told by the weights: GPT-Neo has it in W_Q.
     a, b = (replace(c.config, score_divisors=()) for c in (original, converted))
-    reasons = [f"{name} differs in the configs" for name in config_differences(a, b)]
+    reasons = [f"{name} differs in the configs" for name in a.differences(b)]
     if original.config.n_ctx != converted.config.n_ctx:
         reasons.append(
             f"the converted model has {converted.config.n_ctx} positions,"

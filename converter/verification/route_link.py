@@ -27,7 +27,6 @@ from converter.verification.program import MAX_TIMES, ULP, in_float64
 from converter.verification.reference import Forward, forward
 from converter.verification.standard import Standard, undoes_rounding
 from converter.verification.subjects import WEIGHTS
-from converter.verification.weights import config_differences
 
 _DECOMPOSED = 8
 """TransformerLens's decompositions in float32 cost as much as this many roundings of its storage:
@@ -109,7 +108,7 @@ def examine_route(
         floor, most, unit = widest(standard.floors), limit, "float32's own noise"
     worst = _Worst.of(errors, [floor] * count, expected.probes)
     what = f"{of}The stored weights are not what the original makes: they compute another function"
-    if differing := config_differences(route.target_config, artifact.config):
+    if differing := route.target_config.differences(artifact.config):
         what = f"{of}With its config, which differs in {', '.join(differing)}, the artifact computes another function"
     kept = worst.evidence(subject, most, what, unit)
     return kept if kept.outcome == "differs" or processed is None else processed

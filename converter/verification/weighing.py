@@ -21,7 +21,6 @@ from converter.verification.weights import (
     astray,
     compare_structure,
     compare_weights,
-    config_differences,
     joined,
     rounded_when_loaded,
 )
@@ -119,7 +118,7 @@ def weigh(
 def _compared(route: Route, checkpoint: Checkpoint, lossy: bool, say: Progress) -> WeightCheck:
     if route.unknown is None:
         return compare_weights(route, checkpoint, say, partial=lossy)
-    config = config_differences(route.target_config, checkpoint.config)
+    config = route.target_config.differences(checkpoint.config)
     return WeightCheck(0, (), config, explained=route.steps, unknown=route.unknown)
 
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.checkpoint import HEAD, Checkpoint, NeoConfig
+from converter.checkpoint import HEAD, Checkpoint
+from converter.checkpoint.config import SIZES
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.standard import STANDARD, weights_name
 from converter.dtypes import CODES, NAMES, cast
 from converter.errors import NotRepresentable, TensorMismatch
 from converter.progress import Progress, silent
 from converter.route import Route
-
-SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab")
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def compare_weights(
         # A tensor left out as neutral stands for a value, and has no bits of its own.
         if not made.is_(key, found, bitwise=key in artifact.stored or key == HEAD):
             mismatches.append(Mismatch(slot.place, key, slot.name or key))
-    config = config_differences(route.target_config, artifact.config)
+    config = route.target_config.differences(artifact.config)
     if not mismatches and route.target_config.folded != artifact.config.folded:
         config += ("normalization_type",) if _norms_matter(artifact) else ()
     return WeightCheck(compared, tuple(mismatches), config)
@@ -202,26 +201,10 @@ def compare_structure(route: Route, graph: Checkpoint) -> WeightCheck:
         nodes = compare_nodes(graph)
     except NotRepresentable as error:
         nodes = Nodes(ours=False, unknown=error.what.rstrip("."))
-    config = [*config_differences(route.target_config, graph.config)]
+    config = [*route.target_config.differences(graph.config)]
     if graph.source.hf_config is not None:
         said = from_hf(graph.source.hf_config, str(graph.directory / "config.json"))
         plain = replace(graph.config, score_divisors=())
         sizes = [f for f in SIZES if getattr(said, f) != getattr(plain, f)]
-        config += [f"config.json: {f}" for f in (*sizes, *config_differences(said, plain))]
+        config += [f"config.json: {f}" for f in (*sizes, *said.differences(plain))]
     return WeightCheck(0, (), tuple(config), nodes.differing, nodes.unknown, nodes.ours)
-
-
-def config_differences(a: NeoConfig, b: NeoConfig) -> tuple[str, ...]:
-    """Config fields, beyond the sizes, by which the two compute different functions."""
-    reach = [
-        tuple(min(c.window_size, c.n_ctx) if t == "local" else c.n_ctx for t in c.attn_types)
-        for c in (a, b)
-    ]
-    differ = {
-        "attn_types": a.attn_types != b.attn_types and reach[0] != reach[1],
-        "window_size": a.attn_types == b.attn_types and reach[0] != reach[1],
-        "act_fn": a.act_fn != b.act_fn,
-        "eps": a.eps != b.eps,
-        "attn_scale": a.score_divisors != b.score_divisors,
-    }
-    return tuple(name for name, different in differ.items() if different)
