@@ -17,18 +17,18 @@ from converter.cli_completion import sources
 from converter.cli_ending import Group, reporting
 from converter.cli_env import env, version
 from converter.cli_options import (
-    Place,
+    UserPath,
     converting,
     converting_whole,
     cores,
     graph,
     printing,
-    processing,
+    process_option,
     reading,
     sharing,
     verifying,
 )
-from converter.cli_running import conversion, opened, require_report
+from converter.cli_running import conversion, open_named, require_report
 from converter.cli_verify import reference, verify
 from converter.output import shown
 
@@ -51,7 +51,7 @@ def main(context: click.Context) -> None:
 
 @main.command("hf-to-tl")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", type=Place())
+@click.argument("output", type=UserPath())
 @click.option(
     "--layout",
     type=click.Choice(["hooked", "bridge"]),
@@ -59,7 +59,7 @@ def main(context: click.Context) -> None:
     show_default=True,
     help="hooked: HookedTransformer's names (TL 2 and 3). bridge: TransformerBridge's (TL 3 and 4).",
 )
-@processing("none")
+@process_option("none")
 @converting_whole
 @reporting
 def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
@@ -75,8 +75,8 @@ def hf_to_tl(source: str, output: Path, **options: Any) -> Any:
 
 @main.command("bake")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", type=Place())
-@processing("default")
+@click.argument("output", type=UserPath())
+@process_option("default")
 @converting_whole
 @reporting
 def bake(source: str, output: Path, **options: Any) -> Any:
@@ -93,7 +93,7 @@ def bake(source: str, output: Path, **options: Any) -> Any:
 
 @main.command("tl-to-hf")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", type=Place())
+@click.argument("output", type=UserPath())
 @click.option(
     "--reverse",
     type=click.Choice(["auto", "exact", "functional"]),
@@ -119,7 +119,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
 
 @main.command("export-onnx")
 @click.argument("source", shell_complete=sources)
-@click.argument("output", required=False, type=Place())
+@click.argument("output", required=False, type=UserPath())
 @reading
 @converting
 @graph
@@ -153,7 +153,7 @@ def export_onnx(source: str, output: Path | None, **options: Any) -> Any:
 )
 @click.option(
     "--report",
-    type=Place(dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE.html",
     help="Write what was found as one HTML page, with a map of the model.",
 )
@@ -182,8 +182,10 @@ def explain(
     require_report(report)
     from converter.explaining import explain as run
 
-    first = opened(original, revision=revision, cfg=cfg, allow_pickle=allow_pickle, adapter=adapter)
-    second = opened(converted, allow_pickle=allow_pickle)
+    first = open_named(
+        original, revision=revision, cfg=cfg, allow_pickle=allow_pickle, adapter=adapter
+    )
+    second = open_named(converted, allow_pickle=allow_pickle)
     with display.progress() as progress:
         result = run(first, second, progress=progress)
     display.explanation(result)
@@ -208,7 +210,7 @@ def inspect(path: str, display: Any, **reading: Any) -> Any:
     """
     from converter.inspection import Inspection
 
-    result = Inspection(opened(path, graphs=True, **reading))
+    result = Inspection(open_named(path, graphs=True, **reading))
     display.inspection(result)
     return result.to_json(), 0
 
@@ -220,7 +222,7 @@ main.add_command(env)
 
 
 @main.command("demo")
-@click.argument("output", required=False, type=Place())
+@click.argument("output", required=False, type=UserPath())
 @printing
 @reporting
 def demo(output: Path | None, display: Any) -> Any:

@@ -13,7 +13,7 @@ import click
 from converter import cli_defaults
 from converter.cli_ending import print_json, reporting
 from converter.cli_manifest import jobs_of
-from converter.cli_options import Place, printing
+from converter.cli_options import UserPath, printing
 from converter.output import shown
 
 
@@ -23,7 +23,7 @@ def run(
 ) -> Any:  # fmt: skip
     """Check, do, show. Returns the summary and the exit code."""
     from converter.batch import Tally, outcomes
-    from converter.batch.running import settle
+    from converter.batch.running import clean_beside
     from converter.display_batch import Showing
 
     todo, lost, defaults = jobs_of(manifest, commands, **also)
@@ -32,7 +32,7 @@ def run(
             display.say(shown(f"{name}, {line}"))
     tally = Tally()
     showing = Showing(display, len(todo) + len(lost))
-    for kept in [] if also["dry_run"] else settle(todo):
+    for kept in [] if also["dry_run"] else clean_beside(todo):
         display.warn(kept)
     with showing.progress(), closing(outcomes(todo, processes=jobs)) as ran:
         for outcome in chain(lost, ran):
@@ -48,7 +48,7 @@ def run(
 
 
 @click.command("batch")
-@click.argument("manifest", type=Place(exists=True, dir_okay=False))
+@click.argument("manifest", type=UserPath(exists=True, dir_okay=False))
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),

@@ -21,7 +21,7 @@ from converter.telling import panicked, told
 
 SCHEMA_VERSION = 1
 _PROGRAM = "neoconvert"
-Command = TypeVar("Command", bound=Callable[..., Any])
+Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
 class Group(click.Group):
@@ -72,7 +72,7 @@ def _refusals(as_json: bool, context: click.Context | None = None) -> Iterator[N
         raise
 
 
-def reporting(command: Command) -> Command:
+def reporting(command: Callback) -> Callback:
     """Errors as three lines and an exit code, whatever went wrong."""
 
     @functools.wraps(command)

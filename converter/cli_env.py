@@ -14,11 +14,11 @@ from converter.cli_options import printing
 def _say_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    from converter.environment import python, versions
+    from converter.environment import python_version, versions
 
     found = versions()
     found.pop("neoconvert", None)
-    used = " · ".join([python(), *(f"{name} {version}" for name, version in found.items())])
+    used = " · ".join([python_version(), *(f"{name} {version}" for name, version in found.items())])
     click.echo(f"neoconvert {__version__}\n{used}")
     context.exit()
 

@@ -17,7 +17,7 @@ from converter.errors import NeoconvertError, UsageError
 
 if TYPE_CHECKING:
     from converter.batch import Job, Outcome
-    from converter.batch.manifest import Found, Row
+    from converter.batch.manifest import Line, Named
 
 COMMANDS = ("hf-to-tl", "tl-to-hf", "bake", "export-onnx")
 _OWN = ("command", "source", "output")
@@ -86,7 +86,7 @@ def _refused(manifest: Path, wrong: list[tuple[int, NeoconvertError]]) -> UsageE
 
 
 def _jobs(
-    row: Row,
+    row: Line,
     cells: dict[str, Any],
     commands: Mapping[str, click.Command],
     defaults: dict[str, dict[str, Any]],
@@ -94,7 +94,7 @@ def _jobs(
     lost: list[Outcome],
 ) -> Iterator[Job]:
     from converter.batch.job import failed
-    from converter.batch.manifest import AS_WRITTEN, Found, expand
+    from converter.batch.manifest import AS_WRITTEN, Named, named_by
 
     command = commands[_command(cells)]
     options, left_open = _options(command), defaults[str(command.name)]
@@ -108,12 +108,12 @@ def _jobs(
         )
     source = _text("source", cells["source"])
     try:
-        stands_for = expand(source)
+        stands_for = named_by(source)
     except UsageError:
         raise
     except NeoconvertError as error:  # the line is right, and fails as one that is converted does
         job = _job(
-            row.line, command, options, cells, Found(source, None, AS_WRITTEN), left_open, also
+            row.line, command, options, cells, Named(source, None, AS_WRITTEN), left_open, also
         )
         lost.append(failed(job, error))
         return
@@ -126,7 +126,7 @@ def _job(
     command: click.Command,
     options: dict[str, click.Option],
     cells: dict[str, Any],
-    found: Found,
+    found: Named,
     left_open: dict[str, Any],
     also: dict[str, Any],
 ) -> Job:
@@ -227,7 +227,7 @@ def _text(name: str, value: Any) -> str:
     return text
 
 
-def _arguments(name: str, value: Any, option: click.Option, found: Found) -> list[str]:
+def _arguments(name: str, value: Any, option: click.Option, found: Named) -> list[str]:
     """A cell as it would be typed."""
     if option.is_flag:
         said = str(value).lower()

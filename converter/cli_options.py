@@ -13,14 +13,14 @@ from converter.choices import DEFAULT_STEPS, STEPS, place
 from converter.cli_completion import hooks, steps
 from converter.errors import UsageError
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def _options(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(options), command)
 
 
-class Place(click.Path):
+class UserPath(click.Path):
     """See `choices.place`."""
 
     def __init__(self, **more: Any) -> None:
@@ -38,7 +38,7 @@ reading = _options(
     click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id."),
     click.option(
         "--cfg",
-        type=Place(exists=True, dir_okay=False),
+        type=UserPath(exists=True, dir_okay=False),
         help="The config of a bare state dict: TransformerLens's cfg or HF's config, as JSON.",
     ),
     click.option(
@@ -48,7 +48,7 @@ reading = _options(
     ),
     click.option(
         "--adapter",
-        type=Place(),
+        type=UserPath(),
         metavar="DIR",
         help="A PEFT (LoRA) adapter of these weights, merged into them in float64.",
     ),
@@ -60,7 +60,7 @@ printing = _options(
 )
 
 
-def processing(default: str) -> Callable[[Command], Command]:
+def process_option(default: str) -> Callable[[Callback], Callback]:
     return _options(
         click.option(
             "--process",
@@ -153,7 +153,7 @@ running = _options(
 )
 text = click.option(
     "--text",
-    type=Place(exists=True, dir_okay=False),
+    type=UserPath(exists=True, dir_okay=False),
     metavar="TEXT",
     help="A file of text to probe too.",
 )
@@ -166,7 +166,7 @@ verifying = _options(
     ),
     click.option(
         "--report",
-        type=Place(dir_okay=False),
+        type=UserPath(dir_okay=False),
         metavar="FILE.html",
         help="Write the verification as one HTML page, with plots.",
     ),

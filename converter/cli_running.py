@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from converter.verification.original import Original
 
 
-def opened(
+def open_named(
     source: str,
     *,
     revision: str | None = None,
@@ -98,7 +98,7 @@ def conversion(command: str, source: str, output: Path | None, display: Any, **o
     report, push_to = options.pop("report"), options.pop("push_to")
     request = request_of(command, layers=report is not None, **options)
     try:
-        source_checkpoint = opened(source, **reading)
+        source_checkpoint = open_named(source, **reading)
     except SourceNotFound as error:
         at_the_hub = "/" in source and named(source) is not None
         if output and holds_weights(output) and not (at_the_hub or os.path.exists(source)):

@@ -10,8 +10,8 @@ import click
 
 from converter.cli_completion import sources
 from converter.cli_ending import reporting
-from converter.cli_options import Place, printing, reading, running, text, verifying
-from converter.cli_running import READING, opened, report_to, require_report, verified
+from converter.cli_options import UserPath, printing, reading, running, text, verifying
+from converter.cli_running import READING, open_named, report_to, require_report, verified
 from converter.errors import UsageError
 from converter.output import shown
 
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 @click.option(
     "--python",
     "pythons",
-    type=Place(exists=True, dir_okay=False),
+    type=UserPath(exists=True, dir_okay=False),
     multiple=True,
     metavar="PATH",
     help="Repeatable. Run ARTIFACT in the environment of this interpreter too.",
@@ -106,7 +106,7 @@ def verify(
             do="Verify one at a time, or take --json.",
         )
     known = _original(original, allow_pickle, revision, cfg, adapter)
-    opened_all = [opened(name, allow_pickle=allow_pickle, graphs=True) for name in artifacts]
+    opened_all = [open_named(name, allow_pickle=allow_pickle, graphs=True) for name in artifacts]
     documents = []
     for name, artifact in zip(artifacts, opened_all, strict=True):
         if len(artifacts) > 1:
@@ -122,7 +122,7 @@ def verify(
 
 @click.command("reference")
 @click.argument("original", shell_complete=sources)
-@click.argument("file", type=Place(dir_okay=False))
+@click.argument("file", type=UserPath(dir_okay=False))
 @reading
 @text
 @running
@@ -144,7 +144,7 @@ def reference(original: str, file: Path, display: Any, **options: Any) -> Any:
     from converter.recorded import reference as run
 
     reading = {name: options.pop(name) for name in READING}
-    checkpoint = opened(original, graphs=True, **reading)
+    checkpoint = open_named(original, graphs=True, **reading)
     with display.progress() as progress:
         document = run(checkpoint, file, progress=progress, **options)
     count = len(document["probes"])
@@ -165,7 +165,7 @@ def _original(
 
     if not is_reference(path := Path(os.path.expanduser(name))):
         return Original(
-            opened(
+            open_named(
                 name,
                 revision=revision,
                 cfg=cfg,

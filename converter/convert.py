@@ -14,7 +14,7 @@ from converter.layout import Layout
 from converter.opening import Given, opened
 from converter.pipeline import Conversion, convert
 from converter.progress import Progress
-from converter.request import Checking, LedgerKind, Request, Runtime, Writing
+from converter.request import Checking, LedgerKind, Request, RuntimeName, Writing
 from converter.routing import Reverse
 from converter.verification.probes import Effort
 
@@ -39,7 +39,7 @@ def hf_to_tl(
     model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
-    runtime: Runtime | None = None,
+    runtime: RuntimeName | None = None,
     effort: Effort = "standard",
     layers: bool = False,
     progress: Progress | None = None,
@@ -98,7 +98,7 @@ def bake(
     model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
-    runtime: Runtime | None = None,
+    runtime: RuntimeName | None = None,
     effort: Effort = "standard",
     layers: bool = False,
     progress: Progress | None = None,
@@ -133,7 +133,7 @@ def tl_to_hf(
     model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
-    runtime: Runtime | None = None,
+    runtime: RuntimeName | None = None,
     effort: Effort = "standard",
     layers: bool = False,
     progress: Progress | None = None,
@@ -173,7 +173,7 @@ def export_onnx(
     model_card: bool = False,
     check: bool = True,
     device: str | torch.device = "auto",
-    runtime: Runtime | None = None,
+    runtime: RuntimeName | None = None,
     effort: Effort = "standard",
     layers: bool = False,
     progress: Progress | None = None,

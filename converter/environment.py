@@ -42,7 +42,7 @@ def required() -> tuple[str, ...]:
     return tuple(re.split(r"[^\w.-]", line)[0] for line in wanted if "extra ==" not in line)
 
 
-def python() -> str:
+def python_version() -> str:
     return f"{platform.python_implementation()} {platform.python_version()}"
 
 
@@ -56,15 +56,15 @@ def describe() -> dict[str, Any]:
         except ImportError as error:
             if error.name == library:
                 return otherwise
-            problems.append(f"{library} cannot be imported: {placeless(str(error))}")
+            problems.append(f"{library} cannot be imported: {_without_folders(str(error))}")
         except Exception as error:  # a broken library raises anything
-            problems.append(f"{library}: {type(error).__name__}: {placeless(str(error))}")
+            problems.append(f"{library}: {type(error).__name__}: {_without_folders(str(error))}")
         return otherwise
 
     found = versions(required())
     return {
         "neoconvert": found.pop("neoconvert", "not installed"),
-        "python": python(),
+        "python": python_version(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "cores": _cores(),
         "memory": _memory(),
@@ -77,7 +77,7 @@ def describe() -> dict[str, Any]:
     }
 
 
-def placeless(text: str) -> str:
+def _without_folders(text: str) -> str:
     """A message without the folders in it."""
     return _PATH.sub("", text)
 

@@ -99,12 +99,12 @@ class Graph:
             NotRepresentable: an activation that the graph cannot express.
         """
         from converter.onnx.graph import require_activation
-        from converter.onnx.hooks import match
+        from converter.onnx.hooks import hooks_matching
         from converter.onnx.weights import require_inline
 
         if self.weights == "inline":
             require_inline(nbytes)
-        match(self.hooks, config)
+        hooks_matching(self.hooks, config)
         require_activation(config.act_fn)
 
     def write(self, checkpoint: Checkpoint, made: dict[str, Any]) -> ExportResult:
@@ -196,7 +196,7 @@ def add_graph(
     """
     from converter.onnx import export
     from converter.onnx.opening import open_graph
-    from converter.onnx.weights import locate
+    from converter.onnx.weights import place_weights
 
     if graph.client or graph.weights == "external":
         raise UsageError(
@@ -208,7 +208,7 @@ def add_graph(
     graph.require_possible(source.config, sum(stored.nbytes for stored in source.stored.values()))
     if dry_run:
         require_free(path, mark=_MARK, overwrite=overwrite)
-        locate(source, graph.weights, "")
+        place_weights(source, graph.weights, "")
         return Addition(source, path, None, None)
     with adding(path, mark=_MARK, overwrite=overwrite) as stage:
         written = export(

@@ -17,7 +17,7 @@ from converter.checkpoint.source import Source
 from converter.choices import one_of
 from converter.dtypes import NAMES
 from converter.errors import UsageError
-from converter.layout import LAYOUTS, Layout, Unit
+from converter.layout import LAYOUTS, Layout, UnitKind
 from converter.opening import Given, opened
 from converter.processing import parse
 from converter.progress import Progress, silent
@@ -201,7 +201,7 @@ def _route(
         return reversing(source, reverse, recast=recast)
     route = processing(source, steps, layout)
     # A bridge has query, key and value biases where its LayerNorms are folded, and only there.
-    needed = layout == "bridge" and bool(biased_units(source) - {Unit.FINAL.value})
+    needed = layout == "bridge" and bool(biased_units(source) - {UnitKind.FINAL.value})
     return replace(route, folded=True) if needed else route
 
 

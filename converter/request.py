@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Command = Literal["hf-to-tl", "tl-to-hf", "bake", "export-onnx"]
 LedgerKind = Literal[Kind, "none"]
-Runtime = Literal["torch", "onnxruntime"]
+RuntimeName = Literal["torch", "onnxruntime"]
 KEEP = "keep"
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -118,14 +118,14 @@ class Checking:
 
     check: bool = True
     device: str | torch.device = "auto"
-    runtime: Runtime | None = None
+    runtime: RuntimeName | None = None
     effort: Effort = "standard"
     layers: bool = False
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
         if self.runtime is not None:
-            one_of(self.runtime, get_args(Runtime), "--runtime")
+            one_of(self.runtime, get_args(RuntimeName), "--runtime")
         one_of(self.effort, EFFORTS, "--effort")
         flags({"check": self.check, "layers": self.layers})
         if self.progress is not None and not callable(self.progress):

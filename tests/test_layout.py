@@ -17,7 +17,7 @@ from converter.layout import (
     Layout,
     Rearrange,
     Row,
-    Unit,
+    UnitKind,
     expand,
 )
 from converter.layout.ops import shape
@@ -43,7 +43,7 @@ def test_one_to_one_and_total(layout: Layout) -> None:
     names = [s.name for s in slots.values() if s.name]
     assert len(names) == len(set(names))
     assert list(slots) == list(expand("hooked", SIZES, 3))
-    assert sum(s.layer == 2 for s in slots.values()) == sum(r.unit is Unit.BLOCK for r in TABLE)
+    assert sum(s.layer == 2 for s in slots.values()) == sum(r.unit is UnitKind.BLOCK for r in TABLE)
     assert not any("{" in name for name in names)
 
 
@@ -56,11 +56,11 @@ def test_a_table_that_is_not_one_to_one_is_refused() -> None:
 def test_another_architecture_is_its_table() -> None:
     """Made up: attention in one matrix, an activation norm, no positions, and a head without bias."""
     rows = (
-        Row(Unit.EMBED, "model.tokens.weight", "embed.W_E", "embed.weight", "v d", "v d"),
-        Row(Unit.BLOCK, "model.layers.{i}.up.weight", "blocks.{i}.mlp.W_in", "blocks.{i}.mlp.in.weight", "f d", "d f"),
-        Row(Unit.BLOCK, None, "blocks.{i}.mlp.b_in", "blocks.{i}.mlp.in.bias", "f", "f"),
-        Row(Unit.BLOCK, "model.layers.{i}.act.scale", "blocks.{i}.act.w", "blocks.{i}.act.weight", "f", "f"),
-        Row(Unit.FINAL, "out.weight", "unembed.W_U", "unembed.weight", "v d", "d v"),
+        Row(UnitKind.EMBED, "model.tokens.weight", "embed.W_E", "embed.weight", "v d", "v d"),
+        Row(UnitKind.BLOCK, "model.layers.{i}.up.weight", "blocks.{i}.mlp.W_in", "blocks.{i}.mlp.in.weight", "f d", "d f"),
+        Row(UnitKind.BLOCK, None, "blocks.{i}.mlp.b_in", "blocks.{i}.mlp.in.bias", "f", "f"),
+        Row(UnitKind.BLOCK, "model.layers.{i}.act.scale", "blocks.{i}.act.w", "blocks.{i}.act.weight", "f", "f"),
+        Row(UnitKind.FINAL, "out.weight", "unembed.W_U", "unembed.weight", "v d", "d v"),
     )  # fmt: skip
     made_up = Architecture(rows, {"hf": ("model.rope",), "hooked": (), "bridge": ()})
     hf, hooked = (made_up.expand(layout, SIZES, 2) for layout in ("hf", "hooked"))

@@ -24,7 +24,7 @@ _GLOB = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """One line."""
 
     line: int
@@ -32,7 +32,7 @@ class Row:
     """By column, as they are written; without those that are empty."""
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path) -> list[Line]:
     """The rows of a CSV file with a header, or of JSON lines, whatever the file is called.
 
     Raises:
@@ -64,7 +64,7 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _json(text: str, path: Path) -> Iterator[Row]:
+def _json(text: str, path: Path) -> Iterator[Line]:
     # Not splitlines(): in a JSON string, U+2028 and its like end no line.
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if not line.strip():
@@ -75,10 +75,10 @@ def _json(text: str, path: Path) -> Iterator[Row]:
             raise _malformed(path, number, f"is no JSON: {error}") from error
         if not isinstance(cells, dict):
             raise _malformed(path, number, "is no JSON object")
-        yield Row(number, {k: v for k, v in cells.items() if v is not None and v != ""})
+        yield Line(number, {k: v for k, v in cells.items() if v is not None and v != ""})
 
 
-def _csv(text: str, path: Path) -> Iterator[Row]:
+def _csv(text: str, path: Path) -> Iterator[Line]:
     reader = csv.reader(io.StringIO(text), strict=True)
     header: list[str] = []
     try:
@@ -99,7 +99,7 @@ def _csv(text: str, path: Path) -> Iterator[Row]:
                     path, reader.line_num, f"has {len(cells)} cells, the header {len(header)}"
                 )
             named = zip(header, cells, strict=False)
-            yield Row(reader.line_num, {name: cell for name, cell in named if cell})
+            yield Line(reader.line_num, {name: cell for name, cell in named if cell})
     except csv.Error as error:
         raise _malformed(path, reader.line_num, f"is no CSV: {error}") from error
 
@@ -113,7 +113,7 @@ def _malformed(path: Path, line: int, what: str) -> UsageError:
 
 
 @dataclass(frozen=True)
-class Found:
+class Named:
     """One checkpoint that a row's source stands for."""
 
     source: str
@@ -145,7 +145,7 @@ AS_WRITTEN = {name: f"{{{name}}}" for name in ("name", "parent", "revision")}
 """The names where it is not known what a source stands for."""
 
 
-def expand(source: str) -> list[Found]:
+def named_by(source: str) -> list[Named]:
     """What a source stands for: itself, the checkpoints that match a pattern, or with
     `owner/name@pattern` the revisions that do.
 
@@ -178,16 +178,16 @@ def _may_be_one(path: str) -> bool:
     return os.path.isdir(path) or path.endswith(_WEIGHTS)
 
 
-def _local(source: str) -> Found:
+def _local(source: str) -> Named:
     path = Path(os.path.abspath(os.path.expanduser(source)))
     name = path.stem if path.suffix in _WEIGHTS and not path.is_dir() else path.name
-    return Found(source, None, {"name": name, "parent": path.parent.name})
+    return Named(source, None, {"name": name, "parent": path.parent.name})
 
 
-def _hub(repository: str, revision: str | None) -> Found:
+def _hub(repository: str, revision: str | None) -> Named:
     owner, _, name = repository.rpartition("/")
     flat = (revision or "main").replace("/", "-")
-    return Found(repository, revision, {"name": name, "parent": owner, "revision": flat})
+    return Named(repository, revision, {"name": name, "parent": owner, "revision": flat})
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

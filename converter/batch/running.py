@@ -33,7 +33,7 @@ def outcomes(jobs: Sequence[Job], *, processes: int = 1) -> Generator[Outcome, N
         yield from _spread(jobs, min(processes, len(jobs)))
 
 
-def settle(jobs: Iterable[Job]) -> list[str]:
+def clean_beside(jobs: Iterable[Job]) -> list[str]:
     """Put right what killed runs left beside the outputs. Returns what must stay, and why."""
     parents = dict.fromkeys(Path(os.path.realpath(job.output)).parent for job in jobs)
     return [f"a killed run left {kept}" for parent in parents for kept in clean(parent)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from converter.batch.job import Outcome
 
-AGAIN = 75
+TRY_AGAIN = 75
 """The exit code where a failure may pass: sysexits' EX_TEMPFAIL."""
 _WORST = (70, 1, 3, 4, 2)
 """The exit codes of failures that stay, the one that says most first."""
@@ -48,7 +48,7 @@ class Tally:
         """0: all is there. 75: the same command may do some of what is left. Else that of the
         worst failure, as of a command of its own."""
         if self.counts["transient"]:
-            return AGAIN
+            return TRY_AGAIN
         return next((code for code in _WORST if code in self._codes), 0)
 
     def to_json(self) -> dict[str, Any]:

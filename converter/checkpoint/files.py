@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from converter import strict_json
-from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign
+from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign_file
 from converter.checkpoint.foreign_folders import ANY_INDEX, nothing_here
 from converter.checkpoint.reader import Reader, SafetensorsReader
 from converter.checkpoint.standard import (
@@ -177,7 +177,7 @@ def _plain_file_name(name: str) -> bool:
 
 
 def _open(path: Path, allow_pickle: bool) -> Reader:
-    refuse_foreign(path)
+    refuse_foreign_file(path)
     if path.suffix == ".safetensors":
         return SafetensorsReader(path)
     if path.suffix in PICKLES:

@@ -23,7 +23,7 @@ _REFERENCE = b'{"__metadata__":{"neoconvert_reference":'
 _HEAD, _LARGEST = 512, 128 * 2**20
 
 
-def refuse_foreign(path: Path) -> None:
+def refuse_foreign_file(path: Path) -> None:
     """
     Raises:
         CorruptFile: a file whose first bytes show that it is not what its suffix says.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from converter import strict_json
 from converter.checkpoint import recipes
-from converter.checkpoint.foreign_formats import Found, by_name
+from converter.checkpoint.foreign_formats import Advice, by_name
 from converter.checkpoint.listing import Listing, listed, natural, walked
 from converter.checkpoint.standard import INDEX, PICKLES, WEIGHTS, holds_weights
 from converter.errors import BadInput, SourceNotFound
@@ -45,14 +45,14 @@ def nothing_here(directory: Path) -> BadInput:
     )
 
 
-def _named(here: Listing) -> tuple[Found, Path] | None:
+def _named(here: Listing) -> tuple[Advice, Path] | None:
     for kind in _KINDS:
         if found := kind(here):
             return found, here.directory
     return None
 
 
-def _broken(here: Listing) -> Found | None:
+def _broken(here: Listing) -> Advice | None:
     """The hub's cache has links to files elsewhere; downloads have other names until they are whole."""
     names = here.matching(r".*\.(safetensors|bin)")
     broken = [name for name in names if not (here.directory / name).exists()]
@@ -72,7 +72,7 @@ def _download(directory: Path) -> str:
     return f"hf download {cached[1]}/{cached[2]}" if cached else "hf download OWNER/NAME"
 
 
-def _adapter(here: Listing) -> Found | None:
+def _adapter(here: Listing) -> Advice | None:
     if not here.matching(r"adapter_(config\.json|model\.(safetensors|bin))"):
         return None
     base = "BASE"
@@ -90,7 +90,7 @@ def _adapter(here: Listing) -> Found | None:
     )
 
 
-def _zero(here: Listing) -> Found | None:
+def _zero(here: Listing) -> Advice | None:
     own, shards = "zero_to_fp32.py" in here.names, here.matching(_ZERO)
     inner = any(re.fullmatch(_ZERO, path.name) for path in here.below("*/*.pt"))
     if not (own or shards or inner or "latest_universal" in here.names):
@@ -111,7 +111,7 @@ def _zero(here: Listing) -> Found | None:
     )
 
 
-def _distributed(here: Listing) -> Found | None:
+def _distributed(here: Listing) -> Advice | None:
     shards = [*here.below("*.distcp"), *here.below("*/*.distcp")]
     folders = sorted({path.parent for path in shards}, key=lambda p: "optim" in p.name.lower())
     if not folders:
@@ -130,7 +130,7 @@ def put_together(folder: Path) -> str:
     )
 
 
-def _hub_cache(here: Listing) -> Found | None:
+def _hub_cache(here: Listing) -> Advice | None:
     models = here.below("models--*") or here.below("hub/models--*")
     if models:
         ids = [path.name.removeprefix("models--").replace("--", "/") for path in models]
@@ -166,7 +166,7 @@ def _snapshot(model: Path) -> Path | None:
     return next((path for path in snapshots if path.name == commit), next(iter(snapshots), None))
 
 
-def _indexed(here: Listing) -> Found | None:
+def _indexed(here: Listing) -> Advice | None:
     """Shards whose index has another name than transformers looks for, or another variant's."""
     found = here.matching(ANY_INDEX)
     if not found:
@@ -181,7 +181,7 @@ def _indexed(here: Listing) -> Found | None:
     )
 
 
-def _odd_name(here: Listing) -> Found | None:
+def _odd_name(here: Listing) -> Advice | None:
     odd = [name for name in here.names if Path(name).suffix in (".safetensors", *PICKLES)]
     found = [n for n in odd if not (_NOT_WEIGHTS.fullmatch(n) or n.endswith("/"))]
     found = [n for n in found if not by_name(here.directory / n)]
@@ -195,7 +195,7 @@ def _odd_name(here: Listing) -> Found | None:
         command, name = recipes.keeping([here.directory / part for part in parts])
         return (
             f"The directory's weights are in parts, without an index: {some}.",
-            f"Put them together, then convert {name} with {recipes.flags(name)}: {command}",
+            f"Put them together, then convert {name} with {recipes.options_for(name)}: {command}",
         )
     flag = "" if found[0].endswith(".safetensors") else " --allow-pickle"
     variant = re.match(r"(model|pytorch_model)\.[\w-]+\.\w+$", found[0])
@@ -207,12 +207,12 @@ def _odd_name(here: Listing) -> Found | None:
     )
 
 
-def _other_format(here: Listing) -> Found | None:
+def _other_format(here: Listing) -> Advice | None:
     found = (by_name(here.directory / name.rstrip("/")) for name in here.names)
     return next((each for each in found if each), None)
 
 
-def _graph(here: Listing) -> Found | None:
+def _graph(here: Listing) -> Advice | None:
     if not here.matching(r".*\.onnx") and not here.below("onnx/*.onnx"):
         return None
     return (
@@ -221,7 +221,7 @@ def _graph(here: Listing) -> Found | None:
     )
 
 
-def _no_weights(here: Listing) -> Found | None:
+def _no_weights(here: Listing) -> Advice | None:
     found = here.matching(_NOT_WEIGHTS.pattern)
     if not found:
         return None
@@ -231,7 +231,7 @@ def _no_weights(here: Listing) -> Found | None:
     )
 
 
-def _config_alone(here: Listing) -> Found | None:
+def _config_alone(here: Listing) -> Advice | None:
     if "config.json" not in here.names:
         return None
     return (
@@ -241,13 +241,13 @@ def _config_alone(here: Listing) -> Found | None:
     )
 
 
-_KINDS: tuple[Callable[[Listing], Found | None], ...] = (
+_KINDS: tuple[Callable[[Listing], Advice | None], ...] = (
     _broken, _adapter, _zero, _distributed, _hub_cache, _indexed, _odd_name, _other_format, _graph,
 )  # fmt: skip
 """In the order of how surely each says what the directory is."""
 
 
-def _below(directory: Path) -> tuple[Found, Path] | None:
+def _below(directory: Path) -> tuple[Advice, Path] | None:
     """What the folders hold: weights before all else, of several the last."""
     folders = sorted(walked(directory), key=natural)
     if holding := [folder for folder in folders if holds_weights(folder)]:
@@ -262,7 +262,7 @@ def _below(directory: Path) -> tuple[Found, Path] | None:
     return (alone, directory) if alone else None
 
 
-def _weights_below(directory: Path, holding: list[Path]) -> Found:
+def _weights_below(directory: Path, holding: list[Path]) -> Advice:
     names = [str(path.relative_to(directory)) for path in holding]
     some = f": {', '.join(names)}"
     if len(names) > 4:

@@ -6,16 +6,16 @@ import re
 import shlex
 from pathlib import Path
 
-from converter.checkpoint.recipes import python
+from converter.checkpoint.recipes import python_command
 
-Found = tuple[str, str]
+Advice = tuple[str, str]
 """What it is, and what to do."""
 
 _AS_SAVED = "Give the checkpoint that it was made from, as transformers saves it."
 _AGAIN = "Download it again; the hub may ask you to log in first (hf auth login)."
 UNPACK = "Unpack it, and give the directory that comes out."
 
-_BEGINNINGS: dict[bytes, Found] = {
+_BEGINNINGS: dict[bytes, Advice] = {
     b"<!doctype html": ("The file is a web page, not weights.", _AGAIN),
     b"<html": ("The file is a web page, not weights.", _AGAIN),
     b"gguf": ("The file is GGUF, which llama.cpp runs and neoconvert does not read.", _AS_SAVED),
@@ -25,7 +25,7 @@ _BEGINNINGS: dict[bytes, Found] = {
 }  # fmt: skip
 
 
-def by_beginning(head: bytes) -> Found | None:
+def by_beginning(head: bytes) -> Advice | None:
     """What the first bytes of a file say it is, in any case of their letters."""
     if head[257:262] == b"ustar":
         return "The file is a tar archive.", UNPACK
@@ -33,7 +33,7 @@ def by_beginning(head: bytes) -> Found | None:
     return next((found for begins, found in _BEGINNINGS.items() if start.startswith(begins)), None)
 
 
-_NAMES: dict[str, Found] = {
+_NAMES: dict[str, Advice] = {
     r"tf_model.*|.*\.(h5|keras)": ("The weights are TensorFlow's ({name}); transformers has no GPT-Neo in TensorFlow.", _AS_SAVED),
     r"saved_model\.pb|group\d+-shard\d+of\d+\.bin|.*\.tflite": ("The weights are TensorFlow's ({name}), which neoconvert does not read.", _AS_SAVED),
     r"openvino_.*\.(xml|bin)": ("The weights are OpenVINO's ({name}), which neoconvert does not read.", _AS_SAVED),
@@ -44,7 +44,7 @@ _NAMES: dict[str, Found] = {
 }  # fmt: skip
 
 
-def by_name(path: Path) -> Found | None:
+def by_name(path: Path) -> Advice | None:
     """What a file's name says it is; the directory that it is in has the others of its kind."""
     name, directory = path.name, path.parent
     if re.fullmatch(r"flax_model.*|.*\.msgpack", name):
@@ -62,7 +62,7 @@ def by_name(path: Path) -> Found | None:
         code = f"import numpy, safetensors.numpy as s; s.save_file(dict(numpy.load({str(path)!r})), 'model.safetensors')"
         return (
             f"The weights are NumPy's arrays ({name}).",
-            f"If they have the names of transformers: {python(code)}; then convert"
+            f"If they have the names of transformers: {python_command(code)}; then convert"
             " model.safetensors with --cfg config.json.",
         )
     for pattern, (what, do) in _NAMES.items():

@@ -36,7 +36,7 @@ _INTEGERS = re.compile(r"(torch\.)?q?u?int8|[IU]8|F8_\w+|(torch\.)?float8_\w+|[I
 
 
 @dataclass(frozen=True)
-class Tensors:
+class Seen:
     """What is known of a file's tensors before a layout is made of them."""
 
     names: Collection[str]
@@ -54,7 +54,7 @@ class Tensors:
         return next((name for name in self.names if re.search(pattern, name)), None)
 
 
-def refuse_foreign(tensors: Tensors) -> None:
+def refuse_foreign_tensors(tensors: Seen) -> None:
     """
     Raises:
         BadInput: the tensors are another model's, or a GPT-Neo's in a form that must first be
@@ -75,7 +75,7 @@ def refuse_foreign(tensors: Tensors) -> None:
             raise error
 
 
-def _flax(tensors: Tensors) -> BadInput | None:
+def _flax(tensors: Seen) -> BadInput | None:
     name = tensors.first(r"[./](wte|wpe)[./]embedding$")
     if name is None:
         return None
@@ -87,7 +87,7 @@ def _flax(tensors: Tensors) -> BadInput | None:
     )
 
 
-def _other_model(tensors: Tensors) -> BadInput | None:
+def _other_model(tensors: Seen) -> BadInput | None:
     for pattern, whose in _OTHERS.items():
         if name := tensors.first(pattern):
             return NotRepresentable(
@@ -98,7 +98,7 @@ def _other_model(tensors: Tensors) -> BadInput | None:
     return None
 
 
-def _rotary(tensors: Tensors) -> BadInput | None:
+def _rotary(tensors: Seen) -> BadInput | None:
     said = {k: v for k, v in tensors.config.items() if k in ("rotary", "rotary_dim") and v}
     lacking = not tensors.first(r"\b(wpe|ln_2)\b") and tensors.first(r"\bwte\b")
     if not said and not (lacking and tensors.first(r"\bln_1\b")):
@@ -112,7 +112,7 @@ def _rotary(tensors: Tensors) -> BadInput | None:
     )
 
 
-def _quantised(tensors: Tensors) -> BadInput | None:
+def _quantised(tensors: Seen) -> BadInput | None:
     said = tensors.config.get("quantization_config")
     method = str(said.get("quant_method", "")) if isinstance(said, dict) else ""
     shown = tensors.first(_QUANTISED)
@@ -150,7 +150,7 @@ def _dequantised(method: str, where: str) -> str:
     return f"; or undo it, and convert OUT with --allow-pickle: python -c {shlex.quote(code)}"
 
 
-def _unmerged(tensors: Tensors) -> BadInput | None:
+def _unmerged(tensors: Seen) -> BadInput | None:
     name = tensors.first(_ADAPTED)
     if name is None:
         return None
@@ -167,7 +167,7 @@ def _unmerged(tensors: Tensors) -> BadInput | None:
     )
 
 
-def _pruned(tensors: Tensors) -> BadInput | None:
+def _pruned(tensors: Seen) -> BadInput | None:
     name = tensors.first(r"\.(weight|bias)_(orig|mask)$|\.parametrizations\.")
     if name is None:
         return None
@@ -179,7 +179,7 @@ def _pruned(tensors: Tensors) -> BadInput | None:
     )
 
 
-def _flat(tensors: Tensors) -> BadInput | None:
+def _flat(tensors: Seen) -> BadInput | None:
     name = tensors.first(r"\b_?flat_param")
     if name is None:
         return None
@@ -191,7 +191,7 @@ def _flat(tensors: Tensors) -> BadInput | None:
     )
 
 
-def _empty(tensors: Tensors) -> BadInput | None:
+def _empty(tensors: Seen) -> BadInput | None:
     empty = [name for name, size in tensors.sizes.items() if size == 0]
     if not empty:
         return None
@@ -205,7 +205,7 @@ def _empty(tensors: Tensors) -> BadInput | None:
     )
 
 
-def _optimizer(tensors: Tensors) -> BadInput | None:
+def _optimizer(tensors: Seen) -> BadInput | None:
     name = tensors.first(r"\b(exp_avg|exp_avg_sq|momentum_buffer|fp32_flat_groups)\b")
     if name is None or tensors.sizes:
         return None

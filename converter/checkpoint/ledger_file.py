@@ -26,7 +26,7 @@ from converter.checkpoint.source import LEDGER
 from converter.dtypes import contiguous, sha256
 from converter.errors import CorruptFile
 from converter.layout import Slot
-from converter.processing.unit_ledger import WITHOUT, Json, Kind, UnitLedger, corrupt, expect
+from converter.processing.unit_ledger import WITHOUT, Json, Kind, UnitLedger, corrupt_ledger, expect
 
 SCHEMA_VERSION = 1
 
@@ -201,9 +201,9 @@ def _unreadable(why: str, path: Path) -> CorruptFile:
 def _parsed(document: Any, path: Path) -> LedgerFile:
     meta = expect(document, dict, "metadata")
     if meta["schema_version"] != SCHEMA_VERSION:
-        raise corrupt("schema_version", f"it is {meta['schema_version']!r:.40}")
+        raise corrupt_ledger("schema_version", f"it is {meta['schema_version']!r:.40}")
     if meta["kind"] not in get_args(Kind):
-        raise corrupt("kind", f"it is {meta['kind']!r:.40}")
+        raise corrupt_ledger("kind", f"it is {meta['kind']!r:.40}")
     units = expect(meta["units"], dict, "units")
     arrays: dict[str, str] = {}
     for prefix, unit in units.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from converter.checkpoint.config import Json
-from converter.checkpoint.reader import TorchReader, plain
+from converter.checkpoint.reader import TorchReader, plain_cfg
 from converter.checkpoint.source import LEDGER, Source
 from converter.choices import place
 from converter.dtypes import NAMES
@@ -80,7 +80,7 @@ def open_model(
         live = _unwrapped(model)
         name = type(live).__name__
         if _is_a(live, "transformer_lens", "HookedTransformer"):
-            state, tl = live.state_dict(), plain(live.cfg.to_dict())
+            state, tl = live.state_dict(), plain_cfg(live.cfg.to_dict())
             hf = _config(config)[0] if config is not None else None
         elif _is_a(live, "transformer_lens", "TransformerBridge"):
             # Not bridge.cfg: it says that GPT-Neo scales its scores and sees everything.
@@ -180,7 +180,7 @@ def _config(config: Any) -> tuple[Json | None, Json | None]:
             where="open_model(state_dict, config)",
             do="Give a GPTNeoConfig, a HookedTransformerConfig, or either as a dict.",
         )
-    found = plain(dict(fields))
+    found = plain_cfg(dict(fields))
     return (found, None) if "model_type" in found else (None, found)
 
 
@@ -198,7 +198,7 @@ def _hf_of(model: Any) -> Json:
 
 def _of_transformers(config: Any) -> Json:
     """What `config.save_pretrained` would write. A bridge's may hold what JSON cannot."""
-    return plain(config.to_diff_dict())
+    return plain_cfg(config.to_diff_dict())
 
 
 def _require_there(state: Mapping[str, Any], place: Path) -> None:

@@ -25,7 +25,7 @@ _WRAPPED = "_original_component"
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadName:
     """One tensor's name, read."""
 
     name: str
@@ -43,7 +43,7 @@ class Reading:
     """A file's names as those of one layout."""
 
     layout: Layout
-    reads: dict[str, list[Read]]
+    reads: dict[str, list[ReadName]]
     """By weight (or known buffer). More than one each: two readings, or the same tensor twice."""
     left: tuple[str, ...]
     """Names that no weight's name ends."""
@@ -70,7 +70,7 @@ def read_names(names: Iterable[str]) -> list[Reading]:
     in_bridge = any(_WRAPPED in name.split(".") for name in names)
     readings = []
     for layout in LAYOUTS:
-        reads: dict[str, list[Read]] = {}
+        reads: dict[str, list[ReadName]] = {}
         left = []
         for name in names:
             if read := _read(name, layout, in_bridge=in_bridge):
@@ -82,7 +82,7 @@ def read_names(names: Iterable[str]) -> list[Reading]:
     return sorted(readings, key=lambda reading: len(reading.left))
 
 
-def _read(name: str, layout: Layout, *, in_bridge: bool) -> Read | None:
+def _read(name: str, layout: Layout, *, in_bridge: bool) -> ReadName | None:
     segments = name.split(".")
     mixed = in_bridge and layout == "bridge"
     own = [_BRIDGE.get(s, s) for s in segments] if mixed else segments
@@ -106,7 +106,7 @@ def _read(name: str, layout: Layout, *, in_bridge: bool) -> Read | None:
         if prefix[-1:] == [TRUNK] and segments[at] in _IN_TRUNK:
             prefix.pop()
         wrappers = tuple(part for part in reversed(inside) if part != _ATTENTION)
-        return Read(name, template.format(i=layer), tuple(prefix), wrappers)
+        return ReadName(name, template.format(i=layer), tuple(prefix), wrappers)
     return None
 
 

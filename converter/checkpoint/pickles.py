@@ -16,7 +16,7 @@ import numpy as np
 
 from converter import strict_json
 from converter.checkpoint import legacy_pickles
-from converter.checkpoint.reader import Entry, TorchReader, odd_kind, plain
+from converter.checkpoint.reader import Entry, TorchReader, odd_kind, plain_cfg
 from converter.errors import CannotDoHere, CorruptFile, PickleRefused
 
 _ALONE = "Where it was made, save the weights alone: torch.save(model.state_dict(), FILE)"
@@ -68,7 +68,7 @@ class PickleReader(TorchReader):
         for entry, value in _walk(content, (), _steps(path)):
             name = ".".join(entry)
             if isinstance(value, Mapping):
-                self.configs.append((entry, plain(dict(value))))
+                self.configs.append((entry, plain_cfg(dict(value))))
             elif name in tensors:
                 raise CorruptFile(
                     f"Two tensors in the file come to the same name, {name}.",

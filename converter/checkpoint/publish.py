@@ -17,7 +17,7 @@ from converter.checkpoint.record import Survey, survey
 from converter.checkpoint.renaming import exchange, rename_new, sync, sync_tree
 from converter.checkpoint.replaceable import fixed, require_free, require_replaceable
 from converter.checkpoint.signature import Identity, Signature, identity, signature
-from converter.checkpoint.workspace import Workspace, alone_in, clean, in_order, is_workspace
+from converter.checkpoint.workspace import Workspace, alone_in, clean, is_workspace, weights_first
 from converter.errors import NoSpace, OutputExists, full
 from converter.interrupts import held
 
@@ -207,7 +207,7 @@ def _fill(place: Workspace, target: Path, output: Path) -> None:
         place.say(filling=identity(target))
         moved: list[Path] = []
         try:
-            for path in in_order(place.new):
+            for path in weights_first(place.new):
                 rename_new(path, target / path.name)
                 moved.append(path)
             sync(target)

@@ -260,7 +260,7 @@ def as_torch(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(own).view(getattr(torch, NAMES[code_of(array)]))
 
 
-def plain(cfg: dict[str, Any]) -> dict[str, Any]:
+def plain_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
     """A cfg dict as JSON would hold it: `torch.float32` becomes "float32"."""
     import torch
 

@@ -25,15 +25,15 @@ def keeping(files: list[Path], condition: str = "", keys: str = "") -> tuple[str
             "from safetensors.torch import load_file, save_file; save_file({k: v "
             f"{every}for k, v in load_file({file}).items(){chosen}}}, {ONE!r})"
         )
-        return python(code), ONE
+        return python_command(code), ONE
     code = (
         "import torch; from converter.checkpoint.pickles import load;"
         f" torch.save({{k: v {every}for k, v in load({file}){keys}.items(){chosen}}}, {ONE_PICKLE!r})"
     )
-    return python(code), ONE_PICKLE
+    return python_command(code), ONE_PICKLE
 
 
-def python(code: str) -> str:
+def python_command(code: str) -> str:
     """Code as a shell command in this very environment, which has what it imports."""
     return f"{interpreter()} -c {shlex.quote(code)}"
 
@@ -43,7 +43,7 @@ def interpreter() -> str:
     return shlex.quote(sys.executable or "python")
 
 
-def flags(name: str, config: Path | None = None) -> str:
+def options_for(name: str, config: Path | None = None) -> str:
     """The options that such a file is read with."""
     cfg = f"--cfg {shlex.quote(str(config)) if config else 'config.json'}"
     return cfg if name == ONE else f"--allow-pickle {cfg}"

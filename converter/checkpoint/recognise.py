@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from converter.checkpoint.foreign_weights import Tensors, refuse_foreign
+from converter.checkpoint.foreign_weights import Seen, refuse_foreign_tensors
 from converter.checkpoint.hf_config import from_hf
-from converter.checkpoint.names import Read, Reading, read_names
+from converter.checkpoint.names import Reading, ReadName, read_names
 from converter.checkpoint.reader import Entry, Reader, Stored
-from converter.checkpoint.recipes import flags, keeping
+from converter.checkpoint.recipes import keeping, options_for
 from converter.checkpoint.source import Source
 from converter.dtypes import same_bits
 from converter.errors import MissingTensor, UnknownTensor
@@ -59,8 +59,8 @@ def recognise(source: Source) -> Recognised:
     readings = read_names(names)
     known = {read.name for r in readings[:1] for reads in r.reads.values() for read in reads}
     hooked = bool(readings) and readings[0].layout == "hooked"
-    refuse_foreign(
-        Tensors(
+    refuse_foreign_tensors(
+        Seen(
             names,
             sizes={n: math.prod(s.shape) for n, (_, s) in tensors.items() if n in known},
             odd={n: dtype for n, dtype in odd.items() if n in known},
@@ -111,7 +111,7 @@ def _refuse_second_layout(
 
 
 def _require_one(
-    reads: list[Read],
+    reads: list[ReadName],
     tensors: dict[str, tuple[Reader, Stored]],
     entries: dict[str, Entry],
     source: Source,
@@ -134,7 +134,9 @@ def _same(a: tuple[Reader, Stored], b: tuple[Reader, Stored]) -> bool:
     return same_bits(reader_a.read(one.name), reader_b.read(two.name))
 
 
-def _two_models(one: Read, two: Read, entries: dict[str, Entry], source: Source) -> UnknownTensor:
+def _two_models(
+    one: ReadName, two: ReadName, entries: dict[str, Entry], source: Source
+) -> UnknownTensor:
     ours, theirs = (_place(read, entries) for read in (one, two))
     entry = _clipped(entries.get(one.name, ()), one.prefix)
     own = len(_segments(entry))
@@ -159,10 +161,10 @@ def _told(do: str, source: Source, condition: str, entry: Entry) -> str:
         return f"{do}, and give that."
     files = list(dict.fromkeys(s.file for r in source.readers for s in r.tensors.values()))
     command, name = keeping(files, condition, _keys(entry))
-    return f"{do}, and give {name} with {flags(name, source.config_path)}: {command}"
+    return f"{do}, and give {name} with {options_for(name, source.config_path)}: {command}"
 
 
-def _place(read: Read, entries: dict[str, Entry]) -> str:
+def _place(read: ReadName, entries: dict[str, Entry]) -> str:
     """Where a reading is, for people: "['ema'] (model.)" or "'policy.'"."""
     entry = _clipped(entries.get(read.name, ()), read.prefix)
     rest = ".".join((*read.prefix[len(_segments(entry)) :], ""))

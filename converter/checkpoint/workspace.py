@@ -238,7 +238,7 @@ def _settle_file(file: Path, target: Path, note: dict[str, Any]) -> list[str]:
 def _fill_on(new: Path, target: Path) -> list[str]:
     """Give a directory the files that are ready for it. It is theirs once this has begun."""
     kept = []
-    for path in in_order(new):
+    for path in weights_first(new):
         try:
             rename_new(path, target / path.name)
         except FileExistsError:
@@ -250,7 +250,7 @@ def _fill_on(new: Path, target: Path) -> list[str]:
     return kept
 
 
-def in_order(new: Path) -> list[Path]:
+def weights_first(new: Path) -> list[Path]:
     """Weights first, and last of all what says that they are complete."""
     last = ("config.json", "cfg.json", "neoconvert.json")
     rank = {name: i for i, name in enumerate(last)}

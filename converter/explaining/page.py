@@ -14,7 +14,7 @@ from converter.explaining.explanation import Explanation, TensorFact
 from converter.output import inert
 from converter.wording import size_of_change
 
-State = Literal["same", "steps", "free", "changed", "none"]
+Shade = Literal["same", "steps", "free", "changed", "none"]
 """The same numbers; accounted for by steps; changed, but not the function; changed; no such tensor."""
 _FAINTEST = 1e-6
 """Beside a tensor's own size: what is smaller is shown as this."""
@@ -24,7 +24,7 @@ _FAINTEST = 1e-6
 class Cell:
     """A tensor on the map."""
 
-    state: State
+    state: Shade
     strength: float
     """How much of the tensor changed, from 0 to 1, on a logarithmic scale."""
     says: str

@@ -1,6 +1,6 @@
 """Names and shapes of GPT-Neo's weights in each layout."""
 
-from converter.layout.architecture import Architecture, Row, Slot, Unit
+from converter.layout.architecture import Architecture, Row, Slot, UnitKind
 from converter.layout.layouts import LAYOUTS, Layout
 from converter.layout.ops import Op, Rearrange, Sizes, axes
 from converter.layout.table import EMBEDDING, GPT_NEO, HEAD, TABLE, expand
@@ -18,7 +18,7 @@ __all__ = [
     "Row",
     "Sizes",
     "Slot",
-    "Unit",
+    "UnitKind",
     "axes",
     "expand",
 ]

@@ -16,7 +16,7 @@ from converter.layout.ops import Rearrange, Sizes, shape
 _BLOCK = "blocks.{i}."
 
 
-class Unit(Enum):
+class UnitKind(Enum):
     """The few tensors that are in memory at one time."""
 
     EMBED = "embed"
@@ -38,7 +38,7 @@ class Absence(NamedTuple):
 class Row:
     """One weight: its name in each layout (None: no such tensor there) and its einops axes."""
 
-    unit: Unit
+    unit: UnitKind
     hf: str | None
     hooked: str
     bridge: str | None
@@ -64,7 +64,7 @@ class Slot:
     """Its shape in this layout."""
     hub_shape: tuple[int, ...]
     """Its shape in `hooked`."""
-    unit: Unit
+    unit: UnitKind
     layer: int | None
     absence: Absence | None
     to_hub: Rearrange
@@ -133,10 +133,10 @@ class Architecture:
         return slots
 
     def _in_order(self, n_layers: int) -> Iterator[tuple[Row, int | None]]:
-        blocks = [row for row in self.rows if row.unit is Unit.BLOCK]
-        yield from ((row, None) for row in self.rows if row.unit is Unit.EMBED)
+        blocks = [row for row in self.rows if row.unit is UnitKind.BLOCK]
+        yield from ((row, None) for row in self.rows if row.unit is UnitKind.EMBED)
         yield from ((row, i) for i in range(n_layers) for row in blocks)
-        yield from ((row, None) for row in self.rows if row.unit is Unit.FINAL)
+        yield from ((row, None) for row in self.rows if row.unit is UnitKind.FINAL)
 
     def buffers(self, layout: Layout, n_layers: int) -> set[str]:
         """Names of the known buffers that a file of this layout may hold beside its weights."""

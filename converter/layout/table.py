@@ -7,7 +7,7 @@ HF and bridge share one orientation (`nn.Linear`: [out, in]), the column `flat`.
 Axes: v vocabulary, c context, d d_model, n heads, h d_head, f d_mlp.
 """
 
-from converter.layout.architecture import Absence, Architecture, Row, Unit
+from converter.layout.architecture import Absence, Architecture, Row, UnitKind
 
 GAIN = Absence(1.0, raw=(), folded=("hooked",))
 SHIFT = Absence(0.0, raw=(), folded=("hooked",))
@@ -17,18 +17,18 @@ HEAD, EMBEDDING = "unembed.W_U", "embed.W_E"
 
 
 def _rows(
-    unit: Unit, *rows: tuple[str | None, str, str | None, str, str, Absence | None]
+    unit: UnitKind, *rows: tuple[str | None, str, str | None, str, str, Absence | None]
 ) -> tuple[Row, ...]:
     return tuple(Row(unit, *row) for row in rows)
 
 
 # fmt: off
 TABLE: tuple[Row, ...] = (
-    *_rows(Unit.EMBED,
+    *_rows(UnitKind.EMBED,
         # HF                                     hooked            bridge                flat       hooked   absent
         ("transformer.wte.weight",               "embed.W_E",      "embed.weight",       "v d",     "v d",   None),
         ("transformer.wpe.weight",               "pos_embed.W_pos", "pos_embed.weight",  "c d",     "c d",   None)),
-    *_rows(Unit.BLOCK,
+    *_rows(UnitKind.BLOCK,
         ("transformer.h.{i}.ln_1.weight",        "blocks.{i}.ln1.w", "blocks.{i}.ln1.weight", "d",  "d",     GAIN),
         ("transformer.h.{i}.ln_1.bias",          "blocks.{i}.ln1.b", "blocks.{i}.ln1.bias",   "d",  "d",     SHIFT),
         ("transformer.h.{i}.attn.attention.q_proj.weight",
@@ -50,7 +50,7 @@ TABLE: tuple[Row, ...] = (
         ("transformer.h.{i}.mlp.c_fc.bias",      "blocks.{i}.mlp.b_in", "blocks.{i}.mlp.in.bias", "f", "f",   None),
         ("transformer.h.{i}.mlp.c_proj.weight",  "blocks.{i}.mlp.W_out", "blocks.{i}.mlp.out.weight", "d f", "f d", None),
         ("transformer.h.{i}.mlp.c_proj.bias",    "blocks.{i}.mlp.b_out", "blocks.{i}.mlp.out.bias", "d", "d", None)),
-    *_rows(Unit.FINAL,
+    *_rows(UnitKind.FINAL,
         ("transformer.ln_f.weight",              "ln_final.w",     "ln_final.weight",    "d",       "d",     GAIN),
         ("transformer.ln_f.bias",                "ln_final.b",     "ln_final.bias",      "d",       "d",     SHIFT),
         ("lm_head.weight",                       "unembed.W_U",    "unembed.weight",     "v d",     "d v",   None),

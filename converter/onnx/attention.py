@@ -17,7 +17,7 @@ import onnx_ir as ir
 from converter.checkpoint import NeoConfig
 from converter.onnx.builder import Builder
 from converter.onnx.dialect import BATCH, SEQUENCE, TOTAL, present_name
-from converter.onnx.operands import Operands
+from converter.onnx.operands import Initializers
 
 _MIN = float(np.finfo(np.float32).min)
 """What transformers adds to a masked score. Not -inf: a row of padding would become NaN."""
@@ -83,7 +83,7 @@ def geometry(
 
 def attend(
     net: Builder,
-    operands: Operands,
+    operands: Initializers,
     config: NeoConfig,
     where: Geometry,
     layer: int,
@@ -127,7 +127,7 @@ def attend(
 
 def _project(
     net: Builder,
-    operands: Operands,
+    operands: Initializers,
     where: Geometry,
     block: str,
     name: str,

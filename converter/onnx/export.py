@@ -17,11 +17,11 @@ from converter.errors import OutputExists, UsageError
 from converter.onnx import weights as placing
 from converter.onnx.builder import OPSET
 from converter.onnx.graph import build
-from converter.onnx.hooks import match
+from converter.onnx.hooks import hooks_matching
 from converter.onnx.opening import metadata
 from converter.onnx.reading import read_onnx
 
-MODEL = "model.onnx"
+GRAPH_NAME = "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def export(
     weights: placing.Mode = "shared",
     with_past: bool = True,
     hooks: Sequence[str] = (),
-    file_name: str = MODEL,
+    file_name: str = GRAPH_NAME,
     data_name: str | None = None,
     made: Json | None = None,
 ) -> ExportResult:
@@ -86,9 +86,9 @@ def export(
     """
     directory = checkpoint.directory if output_dir is None else output_dir
     path, data = directory / file_name, directory / (data_name or f"{file_name}_data")
-    wanted = match(hooks, checkpoint.config)
-    located = placing.locate(checkpoint, weights, data.name)
-    shared = tuple(placing.weight_files(checkpoint)) if weights == "shared" else ()
+    wanted = hooks_matching(hooks, checkpoint.config)
+    located = placing.place_weights(checkpoint, weights, data.name)
+    shared = tuple(placing.shared_files(checkpoint)) if weights == "shared" else ()
     for file in shared:
         _require_beside(file, directory)
     written = (path, data) if weights == "external" else (path,)

@@ -27,8 +27,8 @@ from converter.onnx.dialect import (
     TOTAL,
     past_name,
 )
-from converter.onnx.operands import Operands
-from converter.onnx.weights import Weights
+from converter.onnx.operands import Initializers
+from converter.onnx.weights import GraphWeights
 
 PRODUCER = "neoconvert"
 _GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
@@ -36,7 +36,7 @@ _ACTIVATIONS = (*_GELU, "relu", "silu")
 
 
 def build(
-    weights: Weights,
+    weights: GraphWeights,
     directory: Path,
     *,
     with_past: bool,
@@ -56,7 +56,7 @@ def build(
     """
     config = weights.checkpoint.config
     net = Builder(hooks)
-    operands = Operands(net, weights, directory)
+    operands = Initializers(net, weights, directory)
     tokens = net.input(TOKENS, ir.DataType.INT64, (BATCH, SEQUENCE))
     total = TOTAL if with_past else SEQUENCE
     mask = net.input(MASK, ir.DataType.INT64, (BATCH, total))
@@ -96,7 +96,7 @@ def _past(net: Builder, config: NeoConfig, layer: int) -> list[ir.Value]:
 
 def _embed(
     net: Builder,
-    operands: Operands,
+    operands: Initializers,
     config: NeoConfig,
     tokens: ir.Value,
     positions: ir.Value,
@@ -114,7 +114,7 @@ def _embed(
 
 def _block(
     net: Builder,
-    operands: Operands,
+    operands: Initializers,
     config: NeoConfig,
     shared: Geometry,
     layer: int,
@@ -148,7 +148,12 @@ def _block(
 
 
 def _norm(
-    net: Builder, operands: Operands, config: NeoConfig, shared: Geometry, name: str, x: ir.Value
+    net: Builder,
+    operands: Initializers,
+    config: NeoConfig,
+    shared: Geometry,
+    name: str,
+    x: ir.Value,
 ) -> ir.Value:
     """LayerNorm of x [rows, d], and its hook points."""
     scale, normalised = f"{name}.hook_scale", f"{name}.hook_normalized"

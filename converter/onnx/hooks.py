@@ -47,7 +47,7 @@ def hook_names(config: NeoConfig) -> tuple[str, ...]:
     )
 
 
-def match(patterns: Sequence[str], config: NeoConfig) -> tuple[str, ...]:
+def hooks_matching(patterns: Sequence[str], config: NeoConfig) -> tuple[str, ...]:
     """The hook points that any of these glob patterns names, in the order of the forward pass.
 
     Raises:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from converter.checkpoint import EMBEDDING, HEAD
 from converter.onnx.builder import Builder
-from converter.onnx.weights import Form, Weights
+from converter.onnx.weights import Form, GraphWeights
 
 
-class Operands:
+class Initializers:
     """The weights of a graph under construction, by `hooked` name.
 
     The graph computes in float32. Weights of other dtypes pass through Cast, which onnxruntime
@@ -20,7 +20,7 @@ class Operands:
     in float16 by casting to float32 and back around every single node.
     """
 
-    def __init__(self, net: Builder, weights: Weights, directory: Path) -> None:
+    def __init__(self, net: Builder, weights: GraphWeights, directory: Path) -> None:
         self.net, self.weights, self._directory = net, weights, directory
         self._stored: dict[str, ir.Value] = {}
         self._wide: dict[str, ir.Value] = {}

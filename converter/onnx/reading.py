@@ -23,8 +23,8 @@ from converter.onnx.tensor_data import (
     check_inline,
     check_reference,
     corrupt,
+    data_size,
     elements,
-    nbytes,
 )
 
 _LIMIT = 2**31
@@ -124,7 +124,7 @@ def read_onnx(path: Path) -> OnnxFile:
         hooks=tuple(n for n in outputs if n != LOGITS and not _CACHE.fullmatch(n)),
         data_files=tuple(places),
         n_weights=len(graph.initializer),
-        weight_bytes=sum(nbytes(t, path) for t in graph.initializer),
+        weight_bytes=sum(data_size(t, path) for t in graph.initializer),
         layout=props.get("neoconvert.layout"),
         nodes=len(graph.node),
         domains=frozenset(needed),

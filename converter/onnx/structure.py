@@ -18,7 +18,7 @@ from converter.layout import LAYOUTS
 from converter.onnx.dialect import DIALECT
 from converter.onnx.graph import PRODUCER, build
 from converter.onnx.opening import GraphReader, reader_of
-from converter.onnx.weights import Form, Place, Weights
+from converter.onnx.weights import Form, GraphWeights, Placed
 from converter.output import inert
 
 _BLOCK = re.compile(r"blocks\.(\d+)\b")
@@ -114,11 +114,11 @@ def _expected(checkpoint: Checkpoint) -> tuple[set[str], onnx.ModelProto]:
     for key, slot in checkpoint.slots.items():
         if (t := checkpoint.stored.get(key)) is not None:
             shape = t.shape[::-1] if t.name in turned else t.shape
-            places[key] = Place(key, t.name, t.code, shape, slot, t.file.name)
+            places[key] = Placed(key, t.name, t.code, shape, slot, t.file.name)
         elif slot.absence is None and slot.name is not None and key != HEAD:
-            places[key] = Place(key, slot.name, "F32", slot.shape, slot, file="nowhere")
+            places[key] = Placed(key, slot.name, "F32", slot.shape, slot, file="nowhere")
     form: Form = "heads" if LAYOUTS[checkpoint.layout].by_head else "in_out" if turned else "out_in"
-    weights = Weights(checkpoint, "shared", form, places)
+    weights = GraphWeights(checkpoint, "shared", form, places)
     assert checkpoint.graph is not None
     file = reader.file
     model = build(weights, checkpoint.graph.parent, with_past=file.with_past, hooks=file.hooks)

@@ -61,7 +61,7 @@ def check_reference(tensor: onnx.TensorProto, path: Path, places: Places) -> Non
             where=where,
             do="Copy the file itself beside the graph.",
         )
-    expected, size = nbytes(tensor, path), file.stat().st_size
+    expected, size = data_size(tensor, path), file.stat().st_size
     offset = _integer(entries.get("offset", "0"), tensor, path)
     length = _integer(entries.get("length", str(expected)), tensor, path)
     if length != expected or offset + length > size:
@@ -86,7 +86,7 @@ def check_inline(tensor: onnx.TensorProto, path: Path) -> None:
     """What the file holds of a tensor must be what its dtype and dimensions say."""
     count = elements(tensor)
     if tensor.HasField("raw_data"):
-        expected, found = nbytes(tensor, path), len(tensor.raw_data)
+        expected, found = data_size(tensor, path), len(tensor.raw_data)
         if tensor.data_type in _HALVES:
             expected = (count + 1) // 2
         sound = expected == found and tensor.data_type != onnx.TensorProto.STRING
@@ -118,7 +118,7 @@ def _integer(text: str, tensor: onnx.TensorProto, path: Path) -> int:
     return int(text)
 
 
-def nbytes(tensor: onnx.TensorProto, path: Path) -> int:
+def data_size(tensor: onnx.TensorProto, path: Path) -> int:
     """Bytes that the tensor takes by its dtype and dimensions."""
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))

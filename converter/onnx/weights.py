@@ -42,7 +42,7 @@ _LARGE, _PAGE, _SMALL_ALIGNMENT = 2**20, 4096, 64
 
 
 @dataclass(frozen=True)
-class Place:
+class Placed:
     """Where a weight is, and what it is there."""
 
     key: str
@@ -66,13 +66,13 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Weights:
+class GraphWeights:
     """The places of a model's weights, by `hooked` name. A key that is absent is neutral."""
 
     checkpoint: Checkpoint
     mode: Mode
     form: Form
-    places: Mapping[str, Place]
+    places: Mapping[str, Placed]
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +90,7 @@ class Weights:
             shape=ir.Shape(shape), name=place.name, base_dir=directory,
         )  # fmt: skip
 
-    def array(self, place: Place) -> np.ndarray:
+    def array(self, place: Placed) -> np.ndarray:
         """The weight itself, read now, as `place` describes it."""
         tensor = self.checkpoint.tensor(place.key, place.code)
         stored = place.slot.to_hub.inverse.apply(tensor, self.checkpoint.config.sizes)
@@ -105,7 +105,7 @@ class Weights:
                     file.write(chunk.reshape(-1).view(np.uint8).data)
 
 
-def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
+def place_weights(checkpoint: Checkpoint, mode: Mode, data_file: str) -> GraphWeights:
     """Decide where each weight is. `data_file`: the name of `external`'s file.
 
     A head that is the embedding again is left out of what is written. What is shared is in the
@@ -116,8 +116,8 @@ def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
     """
     if mode == "shared":
         form: Form = "heads" if LAYOUTS[checkpoint.layout].by_head else "out_in"
-        return Weights(checkpoint, mode, form, _shared(checkpoint))
-    places: dict[str, Place] = {}
+        return GraphWeights(checkpoint, mode, form, _shared(checkpoint))
+    places: dict[str, Placed] = {}
     end = 0
     for place in _own(checkpoint):
         alignment = _PAGE if place.nbytes >= _LARGE else _SMALL_ALIGNMENT
@@ -126,7 +126,7 @@ def locate(checkpoint: Checkpoint, mode: Mode, data_file: str) -> Weights:
         if mode == "external":
             places[place.key] = replace(place, file=data_file, offset=start)
         end = start + place.nbytes
-    weights = Weights(checkpoint, mode, "in_out", places)
+    weights = GraphWeights(checkpoint, mode, "in_out", places)
     if mode == "inline":
         require_inline(weights.nbytes)
     return weights
@@ -150,25 +150,25 @@ def shareable(checkpoint: Checkpoint) -> bool:
     return all(stored.file.suffix == ".safetensors" for stored in checkpoint.stored.values())
 
 
-def _shared(checkpoint: Checkpoint) -> dict[str, Place]:
+def _shared(checkpoint: Checkpoint) -> dict[str, Placed]:
     if not shareable(checkpoint):
         raise UsageError(
             "The weights are in a pickle file, which a graph cannot point into.",
             where=str(checkpoint.source.path),
             do="Name an OUTPUT directory: the weights are written there as safetensors, with the graph.",
         )
-    offsets = {file: SafetensorsReader(file).places for file in weight_files(checkpoint)}
-    places: dict[str, Place] = {}
+    offsets = {file: SafetensorsReader(file).places for file in shared_files(checkpoint)}
+    places: dict[str, Placed] = {}
     for key, slot in checkpoint.slots.items():
         if stored := checkpoint.stored.get(key):
             file, (offset, _) = stored.file, offsets[stored.file][stored.name]
-            places[key] = Place(
+            places[key] = Placed(
                 key, stored.name, stored.code, stored.shape, slot, file.name, offset
             )
     return places
 
 
-def _own(checkpoint: Checkpoint) -> Iterator[Place]:
+def _own(checkpoint: Checkpoint) -> Iterator[Placed]:
     """Every weight, matrices [in, out], under the layout's own names (hooked: the bridge's)."""
     layout = "bridge" if LAYOUTS[checkpoint.layout].by_head else checkpoint.layout
     slots = expand(layout, checkpoint.config.sizes, checkpoint.config.n_layers)
@@ -177,7 +177,7 @@ def _own(checkpoint: Checkpoint) -> Iterator[Place]:
         if stored and not (key == HEAD and checkpoint.tied):
             turned = multiplies(key)
             shape = slot.shape[::-1] if turned else slot.shape
-            yield Place(key, str(slot.name), stored.code, shape, slot, turned=turned)
+            yield Placed(key, str(slot.name), stored.code, shape, slot, turned=turned)
 
 
 def multiplies(key: str) -> bool:
@@ -185,6 +185,6 @@ def multiplies(key: str) -> bool:
     return ".W_" in key and key not in (EMBEDDING, "pos_embed.W_pos")
 
 
-def weight_files(checkpoint: Checkpoint) -> list[Path]:
+def shared_files(checkpoint: Checkpoint) -> list[Path]:
     """The files that hold the weights, in the order in which they are first needed."""
     return list(dict.fromkeys(stored.file for stored in checkpoint.stored.values()))

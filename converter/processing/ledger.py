@@ -32,11 +32,11 @@ from converter.processing.unit_ledger import (
     Kept,
     Kind,
     UnitLedger,
-    corrupt,
+    corrupt_ledger,
     tensor_of,
 )
 
-Stored = Mapping[str, NDArray[Any]]
+Arrays = Mapping[str, NDArray[Any]]
 """A unit's tensors as files hold them: by unit name, in `hooked` axes, in their storage dtype.
 Processed matrices may be computed piece by piece (`converter.piecewise`)."""
 
@@ -49,8 +49,8 @@ class Restored:
 
 
 def encode_unit(
-    original: Stored,
-    processed: Stored,
+    original: Arrays,
+    processed: Arrays,
     steps: Sequence[Step],
     records: Sequence[Record],
     *,
@@ -96,7 +96,7 @@ def encode_unit(
 
 def decode_unit(
     ledger: UnitLedger,
-    processed: Stored,
+    processed: Arrays,
     *,
     edited: Collection[str] = (),
     without: Collection[str] = (),
@@ -122,7 +122,7 @@ def decode_unit(
     try:
         basis, changed = undo_edited(unit, steps, records, rounding, edited=edited)
     except (KeyError, ValueError) as error:
-        raise corrupt(ledger.prefix, f"undoing stopped at {error}") from error
+        raise corrupt_ledger(ledger.prefix, f"undoing stopped at {error}") from error
     result: dict[str, Restored] = {}
     for name in {**basis, **ledger.tensors}:
         kept = ledger.tensors.get(name)
@@ -137,7 +137,7 @@ def decode_unit(
 
 
 def _undoing(
-    ledger: UnitLedger, processed: Stored
+    ledger: UnitLedger, processed: Arrays
 ) -> tuple[dict[str, NDArray[np.float64]], list[Step], list[dict[str, NDArray[Any]]], Rounding]:
     """The processed unit in float64, and what undoing it takes."""
     unit = in_float64(processed)
@@ -146,7 +146,9 @@ def _undoing(
             unit[name] = np.ones(kept.shape) if name.endswith(".w") else np.zeros(kept.shape)
         elif unit[name].shape != kept.shape:
             found, wanted = list(unit[name].shape), list(kept.shape)
-            raise corrupt(f"{ledger.prefix}{name}", f"it is for {wanted}, the weights are {found}")
+            raise corrupt_ledger(
+                f"{ledger.prefix}{name}", f"it is for {wanted}, the weights are {found}"
+            )
     records = ledger.records({name: array.shape for name, array in unit.items()})
     own, then = _rounding(processed), ledger.rounding
     rounding = Rounding(max(own.relative, then.relative), max(own.absolute, then.absolute))
@@ -154,7 +156,7 @@ def _undoing(
 
 
 def _bits(
-    ledger: UnitLedger, processed: Stored, basis: Mapping[str, NDArray[np.float64]], name: str
+    ledger: UnitLedger, processed: Arrays, basis: Mapping[str, NDArray[np.float64]], name: str
 ) -> NDArray[Any]:
     kept = ledger.tensors[name]
     if kept.how == "same":
@@ -166,11 +168,11 @@ def _bits(
         streams = {s: ledger.arrays[f"{key}.{s}"] for s in residue.STREAMS}
         return residue.decode(streams, basis[name], kept.code)
     except (KeyError, ValueError) as error:
-        raise corrupt(key, str(error)) from error
+        raise corrupt_ledger(key, str(error)) from error
 
 
 def _is_outright(
-    key: str, array: NDArray[Any], original: Stored, tensors: Mapping[str, Kept]
+    key: str, array: NDArray[Any], original: Arrays, tensors: Mapping[str, Kept]
 ) -> bool:
     """Whether a record's array is an original tensor that the ledger holds anyway."""
     name = tensor_of(key)
@@ -193,7 +195,7 @@ def _narrow(array: NDArray[Any], coded: bool, double: bool) -> NDArray[Any]:
         return array.astype(np.float32)
 
 
-def _rounding(processed: Stored) -> Rounding:
+def _rounding(processed: Arrays) -> Rounding:
     """The coarsest of the unit's tensors."""
     each = [Rounding.of(code_of(array)) for array in processed.values()]
     return Rounding(max(r.relative for r in each), max(r.absolute for r in each))

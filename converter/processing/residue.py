@@ -30,7 +30,7 @@ from converter.parallel import ahead
 from converter.piecewise import Index, cut, in_blocks
 
 STREAMS = ("classes", "values", "wild")
-Streams = dict[str, NDArray[np.uint8]]
+Coded = dict[str, NDArray[np.uint8]]
 _STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
 _SAMPLE = 2**14
 """Bytes of a piece that say which strategy is the better for it."""
@@ -70,7 +70,7 @@ def predicted(basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
     return np.where(unknown, np.zeros(1, result.dtype), result) if unknown.any() else result
 
 
-def encode(original: NDArray[np.generic], basis: NDArray[np.float64], code: str) -> Streams:
+def encode(original: NDArray[np.generic], basis: NDArray[np.float64], code: str) -> Coded:
     """The residue of `original`, stored as `code`, over a prediction of the same shape."""
 
     def work(rows: Index) -> list[tuple[bytes, bytes]]:
@@ -104,7 +104,7 @@ def _streams(
     return classes.tobytes(), far.tobytes(), bits(true[other[wild]]).tobytes()
 
 
-def decode(streams: Streams, basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
+def decode(streams: Coded, basis: NDArray[np.float64], code: str) -> NDArray[np.generic]:
     """The original bits, from the residue and the same prediction; decoded piece by piece.
 
     Raises:

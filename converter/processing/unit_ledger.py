@@ -107,15 +107,15 @@ class UnitLedger:
         """
         kept = self.tensors.get(name)
         if kept is None:
-            raise corrupt(f"{self.prefix}{name}", "it is named and not described")
+            raise corrupt_ledger(f"{self.prefix}{name}", "it is named and not described")
         if kept.how == "zero":
             return np.zeros(kept.shape, CODES[kept.code])
         key = f"{self.prefix}original.{name}"
         if key not in self.arrays:
-            raise corrupt(key, "it is missing")
+            raise corrupt_ledger(key, "it is missing")
         array = self.arrays[key]
         if array.shape != kept.shape or array.dtype != CODES[kept.code]:
-            raise corrupt(key, f"it is {array.dtype} {list(array.shape)}, not as recorded")
+            raise corrupt_ledger(key, f"it is {array.dtype} {list(array.shape)}, not as recorded")
         return array
 
     def records(self, shapes: Shapes) -> list[dict[str, NDArray[Any]]]:
@@ -152,7 +152,7 @@ WITHOUT = (
 """What to do about a ledger that is no use, whichever command reads it."""
 
 
-def corrupt(where: str, why: str) -> CorruptFile:
+def corrupt_ledger(where: str, why: str) -> CorruptFile:
     return CorruptFile(
         f"The ledger does not fit itself: {why}.",
         where=where,
@@ -167,7 +167,7 @@ def expect(value: Any, kind: type, where: str) -> Any:
         CorruptFile: it is not.
     """
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise corrupt(where, f"expected {kind.__name__}, found {type(value).__name__}")
+        raise corrupt_ledger(where, f"expected {kind.__name__}, found {type(value).__name__}")
     return value
 
 
@@ -175,10 +175,10 @@ def _kept(document: Any, where: str) -> Kept:
     told = expect(document, dict, where)
     how, code, shape = told.get("kept"), told.get("dtype"), told.get("shape")
     if how not in get_args(How) or code not in list(CODES):
-        raise corrupt(where, f"it is kept as {how!r}, in dtype {code!r}")
+        raise corrupt_ledger(where, f"it is kept as {how!r}, in dtype {code!r}")
     sizes = tuple(expect(size, int, where) for size in expect(shape, list, where))
     if min(sizes, default=1) < 1:
-        raise corrupt(where, f"its shape is {list(sizes)[:8]}")
+        raise corrupt_ledger(where, f"its shape is {list(sizes)[:8]}")
     return Kept(how, code, sizes)
 
 
@@ -186,7 +186,7 @@ def _applied(document: Any, prefix: str) -> Applied:
     told = expect(document, dict, f"{prefix} step")
     name = expect(told.get("name"), str, f"{prefix} step")
     if name not in _STEPS:
-        raise corrupt(f"{prefix}{name[:80]}", "it names a step that does not exist")
+        raise corrupt_ledger(f"{prefix}{name[:80]}", "it names a step that does not exist")
     keys = expect(told.get("from_original"), list, f"{prefix}{name}")
     return Applied(_STEPS[name], tuple(expect(key, str, f"{prefix}{name}") for key in keys))
 
@@ -195,7 +195,7 @@ def _rounding(document: Any, prefix: str) -> Rounding:
     told = expect(document, dict, f"{prefix} rounding")
     numbers = [told.get("relative"), told.get("absolute")]
     if not all(isinstance(x, float) and math.isfinite(x) and x >= 0 for x in numbers):
-        raise corrupt(f"{prefix} rounding", f"it is {str(numbers)[:80]}")
+        raise corrupt_ledger(f"{prefix} rounding", f"it is {str(numbers)[:80]}")
     return Rounding(*numbers)
 
 
@@ -203,11 +203,11 @@ def _as_expected(
     array: NDArray[Any], expected: tuple[int, ...] | Index | None, where: str
 ) -> NDArray[Any]:
     if expected is None:
-        raise corrupt(where, "a record has no such array")
+        raise corrupt_ledger(where, "a record has no such array")
     if isinstance(expected, Index):
         fits = array.ndim == 1 and array.size == expected.count and array.dtype.kind == "i"
         if not fits or not ((array >= 0) & (array < expected.below)).all():
-            raise corrupt(
+            raise corrupt_ledger(
                 where, f"it is no list of {expected.count} indices below {expected.below}"
             )
         return array
@@ -216,5 +216,5 @@ def _as_expected(
         array = array.reshape(())
     if array.shape != expected or array.dtype not in CODES.values():
         found = f"{array.dtype} {list(array.shape)}"
-        raise corrupt(where, f"it is {found}, where a record has {list(expected)}")
+        raise corrupt_ledger(where, f"it is {found}, where a record has {list(expected)}")
     return array.astype(np.float64)

@@ -114,13 +114,13 @@ def _examined(route: Route, known: Pass, seed: int, say: Progress) -> Evidence:
     """The route link of artifacts that are, bit for bit, what a route makes."""
     from converter.verification.route_link import examine_route
     from converter.verification.standard import Standard
-    from converter.verification.subjects import WEIGHTS
+    from converter.verification.subjects import THE_WEIGHTS
 
     draws = [[*([o] if o else []), *more] for o, more in zip(known.own, known.noise, strict=True)]
     floors = [pooled_floor(runs) for runs in draws]
     standard = Standard(known.true, floors, [runs[0] for runs in draws], [None] * len(draws))
     return examine_route(
-        route, WEIGHTS, route.source, known.true, standard, known.true, None,
+        route, THE_WEIGHTS, route.source, known.true, standard, known.true, None,
         same=True, explained=None, known=True, limit=MAX_RATIO, seed=seed, say=say,
     )  # fmt: skip
 

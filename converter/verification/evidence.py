@@ -17,7 +17,7 @@ structure: the nodes of a graph are those that its config makes.
 program: the software, in float64 on the stored weights, computes GPT-Neo.
 route: the route's weights, before they are rounded, compute what the original does.
 arithmetic: the float32 run that users see is the program's, within float32's noise."""
-Outcome = Literal["same", "differs", "not comparable"]
+Answer = Literal["same", "differs", "not comparable"]
 LINKS: tuple[Link, ...] = get_args(Link)
 QUESTIONS: dict[Link, str] = {
     "weights": "Is every stored value what the route makes of the original’s?",
@@ -44,7 +44,7 @@ class Evidence:
     subject: str
     """What was examined: these weights in this software, this graph."""
     link: Link
-    outcome: Outcome
+    outcome: Answer
     why: str | None = None
     """Of what is not comparable: the reason, as a clause. Of what differs: what is wrong, as a
     sentence. Of what is the same: how that is known, if not bit for bit or by running it."""

@@ -30,7 +30,7 @@ TransformerLens, 3,900 probes (scripts/honest): 99 in 100 are below 2.1, the wor
 change the function (scripts/faults), the faintest, another epsilon, is at 30; a lost window, swapped
 heads, a shifted position or a dropped bias are at ten thousand to several million.
 """
-ULP = 2.0**-23
+ULP32 = 2.0**-23
 """float32's unit in the last place, relative."""
 
 
@@ -48,7 +48,7 @@ def widest(floors: Sequence[Floor], *, share: float = 1.0) -> Floor:
     return Floor(share * max(f.max_abs for f in floors), share * max(f.rms for f in floors))
 
 
-def pooled_floor(runs: Sequence[Errors], *, ulp: float = ULP) -> Floor:
+def pooled_floor(runs: Sequence[Errors], *, ulp: float = ULP32) -> Floor:
     """The floor that several runs of the original show together, whose unit in the last place
     is `ulp`."""
     scale = max(run.scale for run in runs)

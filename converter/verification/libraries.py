@@ -53,7 +53,7 @@ def hf_model(
     if not (checkpoint.as_saved and checkpoint.source.hf_config):
         kind, state = GPTNeoForCausalLM, state_dict(checkpoint) if state is None else state
         place = {"pretrained_model_name_or_path": None, "state_dict": state}
-        place["config"] = hf_config(checkpoint)
+        place["config"] = transformers_config(checkpoint)
     new = tuple(map(int, installed("transformers").split(".")[:2])) >= (4, 56)
     with quiet():
         model, info = kind.from_pretrained(
@@ -84,7 +84,7 @@ def _with_peft(merged: Merged, device: torch.device, dtype: torch.dtype | None) 
     return model.get_base_model().to(dtype).eval() if dtype else model.get_base_model().eval()
 
 
-def hf_config(checkpoint: Checkpoint) -> Any:
+def transformers_config(checkpoint: Checkpoint) -> Any:
     """A GPTNeoConfig that says what these weights are."""
     from transformers import GPTNeoConfig
 
@@ -216,7 +216,9 @@ def _shell(checkpoint: Checkpoint, state: State, dtype: torch.dtype) -> Any:
     held = {named[name]: tensor.clone() for name, tensor in state.items() if name in named}
     if checkpoint.tied:
         del held["lm_head.weight"]
-    return neo.from_pretrained(None, config=hf_config(checkpoint), state_dict=held).to(dtype)
+    return neo.from_pretrained(None, config=transformers_config(checkpoint), state_dict=held).to(
+        dtype
+    )
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

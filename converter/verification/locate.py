@@ -17,12 +17,11 @@ from torch import Tensor
 from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.route import Route
-from converter.verification.judge import ULP
+from converter.verification.judge import ULP32
 from converter.verification.measuring import measure
 from converter.verification.passes import threads_for
 from converter.verification.probes import Probe, cost, wholes
-from converter.verification.program import MAX_TIMES
-from converter.verification.program import ULP as ULP64
+from converter.verification.program import MAX_TIMES, ULP64
 from converter.verification.reference import Source, forward
 from converter.verification.result import Divergence, Layers, UnitError
 from converter.verification.runtimes import exact_float32
@@ -59,7 +58,7 @@ def layers_of(route: Route, subject: Subject, probe: Probe, seed: int = 0) -> La
             scale = float(stream.abs().max()) or 1.0
             floor = max(_furthest(draw[unit], stream, probe) for draw in noise)
             error = _furthest(found[unit], stream, probe)
-            units.append(UnitError(unit, error / scale, max(floor / scale, ULP)))
+            units.append(UnitError(unit, error / scale, max(floor / scale, ULP32)))
     return Layers(what, probe.name, tuple(units))
 
 
@@ -160,10 +159,10 @@ def _forced(
     """Units that make something else than the route's of the route's own stream."""
     probes = [replace(probe, prefill=None) for probe in probes]
     source: Source = rounding(route, artifact) or route.source
-    ulp, plain = ULP, _centred
+    ulp, plain = ULP32, _centred
     if exact:
         source = route.into(artifact)
-        ulp, limit, plain = ULP64, limit * MAX_TIMES * ULP64 / ULP, _wide
+        ulp, limit, plain = ULP64, limit * MAX_TIMES * ULP64 / ULP32, _wide
     streams: dict[str, list[Tensor]] = {}
 
     def keep(unit: str, residuals: list[Tensor]) -> None:

@@ -67,7 +67,7 @@ def lacks(graph: Checkpoint, probe: Probe) -> str | None:
     return None
 
 
-def left_out(graph: Checkpoint, probes: Sequence[Probe]) -> list[str]:
+def inputs_lacking(graph: Checkpoint, probes: Sequence[Probe]) -> list[str]:
     """One sentence for each input that a graph lacks, with what cannot be asked without it."""
     missing: dict[str, list[str]] = {}
     for probe in probes:

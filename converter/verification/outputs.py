@@ -21,7 +21,7 @@ from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
 from converter.verification.onnx_runtime import OnnxRuntime
 from converter.verification.probes import Probe
-from converter.verification.program import MAX_TIMES, ULP, exactly, few_of
+from converter.verification.program import MAX_TIMES, ULP64, exactly, few_of
 from converter.verification.reference import Source, forward
 from converter.verification.runtimes import Runtime
 from converter.verification.subjects import Subject
@@ -109,7 +109,7 @@ def _compared(
         for name, value in outputs.items():
             exact, rows = points[name].exact[index], _rows(value, probe)
             off = _off(rows, exact) if rows.shape == exact.shape else math.inf
-            allowed = MAX_TIMES * max(points[name].noise, ULP) * _scale(exact)
+            allowed = MAX_TIMES * max(points[name].noise, ULP64) * _scale(exact)
             worst[name] = max(worst.get(name, (0.0, 0.0, "")), (off / allowed, off, probe.name))
     wrong = [name for name, (times, _, _) in worst.items() if times > 1]
     if not wrong:

@@ -20,8 +20,7 @@ from converter.errors import Fault
 from converter.telling import told
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
-from converter.verification.judge import ULP as ULP32
-from converter.verification.judge import Floor, pooled_floor, widest
+from converter.verification.judge import ULP32, Floor, pooled_floor, widest
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import Source, forward
@@ -30,7 +29,7 @@ from converter.verification.runtimes import Runtime
 T = TypeVar("T")
 MAX_TIMES = 64.0
 """How many times float64's own noise a program may be off."""
-ULP = 2.0**-52
+ULP64 = 2.0**-52
 """float64's unit in the last place, relative."""
 _DRAWS = 2
 _LONG = 600
@@ -65,7 +64,7 @@ class Reference:
             measure(exact, i, [partial(exact.at, copy) for copy in range(i + count, len(jitter), count)])
             for i in range(count)
         ]  # fmt: skip
-        floors = [pooled_floor(runs, ulp=ULP) for runs in noise]
+        floors = [pooled_floor(runs, ulp=ULP64) for runs in noise]
         return Reference(exact, tuple(probes), widest(floors))
 
 
@@ -128,7 +127,7 @@ def examine_program(
             unit. Only what exceeds it is held to a floor of its own, which takes more runs.
     """
     probes = tuple(stored.probes)
-    found = compare_program(runtime, Reference(stored, probes, in_float64(floors)), subject)
+    found = compare_program(runtime, Reference(stored, probes, floor_in_float64(floors)), subject)
     if found.evidence.outcome == "differs":
         try:
             own = Reference.of(source or stored.source, probes, seed=seed)
@@ -138,9 +137,9 @@ def examine_program(
     return found.evidence
 
 
-def in_float64(floors: Sequence[Floor]) -> Floor:
+def floor_in_float64(floors: Sequence[Floor]) -> Floor:
     """Float64's noise on any of the probes: float32's, amplified from a smaller unit."""
-    return widest(floors, share=ULP / ULP32)
+    return widest(floors, share=ULP64 / ULP32)
 
 
 def few_of(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:

@@ -23,10 +23,10 @@ from converter.verification.exact import Truth
 from converter.verification.judge import Floor, pooled_floor, widest
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import AFFORDABLE, Probe, cost
-from converter.verification.program import MAX_TIMES, ULP, in_float64
+from converter.verification.program import MAX_TIMES, ULP64, floor_in_float64
 from converter.verification.reference import Forward, forward
 from converter.verification.standard import Standard, undoes_rounding
-from converter.verification.subjects import WEIGHTS
+from converter.verification.subjects import THE_WEIGHTS
 
 _DECOMPOSED = 8
 """TransformerLens's decompositions in float32 cost as much as this many roundings of its storage:
@@ -64,7 +64,7 @@ def examine_route(
             route is a guess, and weights of the same function may be another's arithmetic.
         limit: how many times what rounding costs may be off, where rounding is the measure.
     """
-    of = "" if subject == WEIGHTS else f"{subject}: "
+    of = "" if subject == THE_WEIGHTS else f"{subject}: "
     made = f"{of}Before rounding, the weights made compute another function"
     if explained is not None:
         say("what storing the artifact costs")
@@ -103,7 +103,7 @@ def examine_route(
         return processed or Evidence(subject, "route", "same", why="the weights are the original's")
     count = len(expected.probes)
     errors = [measure(expected, i, [partial(stored.at, i)])[0] for i in range(count)]
-    floor, most, unit = in_float64(standard.floors), MAX_TIMES, "float64's own noise"
+    floor, most, unit = floor_in_float64(standard.floors), MAX_TIMES, "float64's own noise"
     if not known:
         floor, most, unit = widest(standard.floors), limit, "float32's own noise"
     worst = _Worst.of(errors, [floor] * count, expected.probes)
@@ -169,13 +169,13 @@ def _processed(
     if isinstance(route, Undoing):
         worst = _Worst.of(errors, [widest(standard.floors)], [probe])
         return worst.evidence(subject, limit, made, "float32's own noise")
-    worst = _Worst.of(errors, [in_float64(standard.floors)], [probe])
+    worst = _Worst.of(errors, [floor_in_float64(standard.floors)], [probe])
     if worst.ratio > MAX_TIMES:
         runs = [
             forward(Moved(route.source, "F64", seed * 1000 + draw), [probe], dtype=torch.float64)
             for draw in range(_DRAWS)
         ]
-        floor = pooled_floor(measure(exact, 0, [partial(run.at, 0) for run in runs]), ulp=ULP)
+        floor = pooled_floor(measure(exact, 0, [partial(run.at, 0) for run in runs]), ulp=ULP64)
         worst = _Worst.of(errors, [floor], [probe])
     return worst.evidence(subject, MAX_TIMES, made, "float64's own noise")
 

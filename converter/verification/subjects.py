@@ -15,7 +15,7 @@ from converter.verification.loading import resolve_device
 from converter.verification.runtimes import Runtime, open_runtime
 
 RUNTIMES = ("torch", "onnxruntime")
-WEIGHTS = "the weights"
+THE_WEIGHTS = "the weights"
 """The name of an artifact's own weight files."""
 
 
@@ -61,7 +61,7 @@ def subjects_of(
             from converter.verification.remote import open_remote
 
             openers += [partial(open_remote, artifact, python, device) for python in pythons]
-        found += [Subject(artifact, opener, WEIGHTS, ours, just_written) for opener in openers]
+        found += [Subject(artifact, opener, THE_WEIGHTS, ours, just_written) for opener in openers]
     graphs = graphs_of(artifact) if runtime != "torch" else []
     for graph in graphs:
         from converter.verification.onnx_runtime import open_onnx

@@ -212,9 +212,9 @@ def _run(
     )  # fmt: skip
     more, remarks = list(ran.problems), [*result.remarks, *ran.remarks]
     for graph in (s.checkpoint for s in subjects if s.checkpoint.graph):
-        from converter.verification.onnx_runtime import left_out
+        from converter.verification.onnx_runtime import inputs_lacking
 
-        remarks += left_out(graph, probes)
+        remarks += inputs_lacking(graph, probes)
     evidence = (*result.evidence, *ran.evidence)
     lossy = result.criterion is not None
     if ran.failed and not lossy:

@@ -14,7 +14,7 @@ from converter.route import Route
 from converter.routing import unprocessed
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.result import Divergence
-from converter.verification.subjects import WEIGHTS, graph_name, written_here
+from converter.verification.subjects import THE_WEIGHTS, graph_name, written_here
 from converter.verification.weights import (
     Mismatch,
     WeightCheck,
@@ -74,7 +74,7 @@ def weigh(
         # Of the weights in their own library: a graph that shares them is loaded as it is.
         loaded = replace(check, config=(*check.config, *rounded_when_loaded(route, artifact)))
         checks.append(loaded)
-        name = WEIGHTS if artifact.graph is None else graph_name(artifact, artifact)
+        name = THE_WEIGHTS if artifact.graph is None else graph_name(artifact, artifact)
         ours = known or written_here(artifact)
         ours &= check.unknown is None and not lossy
         own = replace(_weights(name, loaded, lossy), required=ours)
@@ -109,7 +109,7 @@ def weigh(
         remarks += _left_to_limits(joint)
     same = {e.subject for e in evidence if e.link == "weights" and e.outcome == "same"}
     if check is not None and check.explained is not None:
-        same -= {WEIGHTS, *(graph_name(g, artifact) for g in graphs)}
+        same -= {THE_WEIGHTS, *(graph_name(g, artifact) for g in graphs)}
     return Weighing(
         route, joint, tuple(evidence), tuple(remarks), _parting(wrong, joint), frozenset(same)
     )
@@ -123,7 +123,7 @@ def _compared(route: Route, checkpoint: Checkpoint, lossy: bool, say: Progress) 
 
 
 def _weights(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
-    name = f"{subject}: " if subject != WEIGHTS else ""
+    name = f"{subject}: " if subject != THE_WEIGHTS else ""
     if check.config:
         why = f"{name}The config differs in {', '.join(check.config)}."
         return Evidence.differing(subject, "weights", f"config: {check.config[0]}", why)

@@ -92,7 +92,7 @@ def test_external_weights_are_aligned_for_mapping(tmp_path: Path) -> None:
     there = open_checkpoint(
         random_hf(tmp_path / "m", vocab_size=30_001, hidden_size=20, num_heads=4, tied=False)
     )
-    located = placing.locate(there, "external", "model.onnx_data")
+    located = placing.place_weights(there, "external", "model.onnx_data")
     ends = 0
     for place in located.places.values():
         assert place.offset >= ends
@@ -136,7 +136,7 @@ def test_inline_beyond_two_gigabytes_is_refused(
 def test_a_large_model_is_refused_inline_before_a_weight_is_read(tiny: Checkpoint) -> None:
     large = replace(tiny, config=replace(tiny.config, d_vocab=2**25))
     with pytest.raises(UsageError, match="2 GB"):
-        placing.locate(large, "inline", "")
+        placing.place_weights(large, "inline", "")
 
 
 def test_a_pickle_cannot_be_shared(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -184,11 +184,11 @@ def test_nothing_is_overwritten(tiny: Checkpoint, mode: placing.Mode) -> None:
 
 
 def test_a_failure_leaves_nothing(tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: placing.Weights, path: Path) -> None:
+    def fail(_: placing.GraphWeights, path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(placing.Weights, "write", fail)
+    monkeypatch.setattr(placing.GraphWeights, "write", fail)
     before = set(tiny.directory.iterdir())
     with pytest.raises((OSError, NeoconvertError)):
         export(tiny, weights="external")

@@ -30,7 +30,7 @@ from converter.verification import (
     verify,
 )
 from converter.verification.evidence import Evidence
-from converter.verification.judge import ULP, pooled_floor
+from converter.verification.judge import ULP32, pooled_floor
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
@@ -375,7 +375,7 @@ def test_the_floor_is_never_below_the_rounding_of_logits(original: Checkpoint) -
     errors = measure(exact, 0, [exact.logits(0)])[0]
     assert errors.max_abs == errors.rms == errors.kl == 0
     floor = pooled_floor([errors])
-    assert floor.max_abs == 2 * ULP * errors.scale
+    assert floor.max_abs == 2 * ULP32 * errors.scale
     assert errors.ratio(floor) == 0
     rounded = measure(exact, 0, [exact.logits(0).float()])[0]
     assert 0 < rounded.ratio(floor) < 1 < MAX_RATIO

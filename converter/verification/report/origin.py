@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Table:
+class TensorTable:
     """The tensors of one side, with their hashes."""
 
     caption: str
@@ -25,15 +25,15 @@ class Origin:
     versions: list[tuple[str, str]]
     changes: list[tuple[str, str]]
     """Tensors that have no counterpart on the other side, and why."""
-    tensors: list[Table]
+    tensors: list[TensorTable]
 
 
 def read(provenance: Any) -> Origin:
     known = _mapping(provenance)
     source, output = _mapping(known.get("source")), _mapping(known.get("output"))
     tables = [
-        Table("Read from the source", list(_tensors(source))),
-        Table("Written to the output", list(_tensors(output))),
+        TensorTable("Read from the source", list(_tensors(source))),
+        TensorTable("Written to the output", list(_tensors(output))),
     ]
     return Origin(
         facts=[
