@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converter.checkpoint.locking import alone_in
 from converter.checkpoint.record import Survey, survey
 from converter.checkpoint.renaming import exchange, rename_new, sync, sync_tree
 from converter.checkpoint.replaceable import fixed, require_free, require_replaceable
 from converter.checkpoint.signature import Identity, Signature, identity, signature
-from converter.checkpoint.workspace import Workspace, alone_in, clean, is_workspace, weights_first
+from converter.checkpoint.workspace import Workspace, clean, is_workspace, weights_first
 from converter.errors import NoSpace, OutputExists, full
 from converter.interrupts import held
 

@@ -11,18 +11,17 @@ links are not followed.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.locking import lock
 from converter.checkpoint.record import bears_seal, remove, survey
 from converter.checkpoint.renaming import exchange, rename_new, sync
 from converter.checkpoint.signature import Identity, identity
@@ -266,23 +265,6 @@ def _discard(folder: Path) -> None:
         folder.rmdir()
 
 
-def lock(handle: int) -> bool | None:
-    """Take a file's lock, which goes when the process does. False where another has it; None where
-    there are no locks, and nobody's leftovers can be told from a living run's."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK) else None
-    return True
-
-
 def is_workspace(entry: Path) -> bool:
     """By its name, and the lock that a run makes first; whose it is, `clean` finds out."""
     if not (_NAME.fullmatch(entry.name) and _is_folder(entry)):
@@ -291,20 +273,3 @@ def is_workspace(entry: Path) -> bool:
         return os.path.lexists(entry / LOCK) or not any(entry.iterdir())
     except OSError:  # another run removed it, or it is nobody's to look into
         return False
-
-
-@contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """Other runs that fill the same directory wait, where there are locks."""
-    handle = None
-    try:
-        if os.name != "nt":
-            import fcntl
-
-            handle = os.open(directory, os.O_RDONLY)
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)

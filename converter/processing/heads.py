@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from converter.processing.portable import matmul, qr, svd
+from converter.processing.jacobi import svd
+from converter.processing.portable import matmul, qr
 from converter.processing.step import Array
 
 DEAD = 1e-9

@@ -1,4 +1,4 @@
-"""Sums, products and decompositions in float64 whose bits are the same on every machine.
+"""Sums, products and QR in float64 whose bits are the same on every machine.
 
 BLAS, LAPACK and NumPy's reductions choose the order of their sums, and whether to fuse a product
 into them, by the processor, the number of threads and the layout in memory. Here there are only
@@ -17,10 +17,6 @@ from numpy.typing import NDArray
 from converter.piecewise import along, wide
 
 Array = NDArray[np.float64]
-_RIGHT_ANGLE = 2.0**-49
-"""Columns are at right angles whose product is no more than this part of their norms'."""
-_SWEEPS = 60
-"""Six or seven are usual."""
 _NEAR = 2.0**-10
 """How far columns may be from orthonormal for one more Cholesky factorisation to make them so."""
 
@@ -69,7 +65,7 @@ def matmul(left: Array, right: Array) -> Array:
     products of them are exact: BLAS may add these up as it likes (K. Ozaki et al., "Error-free
     transformations of matrix multiplication", 2012).
     """
-    a_size, b_size = _power_of_two(left, 2), _power_of_two(right, 1)
+    a_size, b_size = power_of_two(left, 2), power_of_two(right, 1)
     result = _product(_slices(left / a_size, left.shape[2]), right / b_size)
     result *= a_size
     result *= b_size
@@ -122,7 +118,7 @@ def _slices(x: Array, summed: int, order: tuple[int, ...] = (0, 1, 2)) -> Array:
     return result.reshape(n, a, 3 * k)
 
 
-def _power_of_two(x: Array, axis: int | tuple[int, ...]) -> Array:
+def power_of_two(x: Array, axis: int | tuple[int, ...]) -> Array:
     """The one above the largest element along `axis`, kept."""
     largest = np.maximum(x.max(axis, keepdims=True), -x.min(axis, keepdims=True))
     result: Array = np.ldexp(1.0, np.clip(np.frexp(largest)[1], -1000, 1000))
@@ -148,13 +144,13 @@ def qr(matrix: Array) -> tuple[Basis, Array]:
     close to dependent for that, by Householder's reflections.
     """
     _, d, h = matrix.shape
-    size = _power_of_two(matrix, 1)
+    size = power_of_two(matrix, 1)
     scaled = matrix / size
     slices = _slices(scaled, d)
     rough, good = _cholesky(_gram(slices, 2))
     # Of few bits, so that it makes a cheap product; how good it is, is measured.
     inverse = _inverse(rough)
-    inverse_size = _power_of_two(inverse, 1)
+    inverse_size = power_of_two(inverse, 1)
     first = np.ascontiguousarray(_slices(inverse / inverse_size, d)[:, :, :h])
     near = slices[:, :, 2 * h :] @ first
     near += slices[:, :, h : 2 * h] @ first
@@ -213,7 +209,7 @@ def _householder(matrix: Array) -> tuple[Array, Array]:
         largest = np.abs(x).max()
         if largest == 0:
             continue  # in the span of those before
-        v[:] = x / _power_of_two(x, 0)
+        v[:] = x / power_of_two(x, 0)
         norm = np.sqrt(total(v * v, 0))
         v[0] += np.copysign(norm, v[0])
         v /= np.sqrt(norm * np.abs(v[0]))  # |v|² = 2·norm·|v[0]|, so this makes it √2 long
@@ -227,78 +223,3 @@ def _householder(matrix: Array) -> tuple[Array, Array]:
 def _reflect(rows: Array, v: Array) -> None:
     """rows ← rows·(1 − vvᵀ)."""
     rows -= total(rows, 1, v)[:, None] * v
-
-
-def svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """matrix [n, h, h] -> U [n, h, h], S [n, h] descending, Vᵀ [n, h, h], as NumPy's.
-
-    U and V are orthonormal whatever the rank. By one-sided Jacobi rotations: columns are turned in
-    pairs until all are at right angles, which makes them U·S; then V·S is matrixᵀ·U.
-    """
-    signs = np.zeros_like(matrix)
-    own = np.arange(matrix.shape[1])
-    basis, r = qr(_at_right_angles(matrix))
-    signs[:, own, own] = np.copysign(1.0, r[:, own, own])
-    u = basis.times(signs)
-    basis, r = qr(matmul(matrix.swapaxes(1, 2), u))
-    s = r[:, own, own]
-    signs[:, own, own] = np.copysign(1.0, s)
-    return u, np.abs(s), basis.times(signs).swapaxes(1, 2)
-
-
-def _at_right_angles(matrix: Array) -> Array:
-    """matrix·V [n, h, h] for the rotation V that makes its columns orthogonal, the longest first."""
-    size = _power_of_two(matrix, (1, 2))
-    result, heads = np.empty_like(matrix), np.arange(len(matrix))
-    work = (matrix / size).transpose(1, 2, 0)  # [row, column, head]
-    for _ in range(_SWEEPS):
-        norms = halved(work * work)
-        order = np.argsort(-norms, axis=0, kind="stable")
-        work = np.take_along_axis(work, order[None], 1)
-        result[heads] = work.transpose(2, 0, 1)
-        work, turned = _sweep(work, np.take_along_axis(norms, order, 0))
-        work, heads = work[:, :, turned], heads[turned]
-        if not heads.size:
-            break
-    return result * size
-
-
-def _sweep(work: Array, norms: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Every pair of columns turned once, as neighbours that then change places (F. Luk and H. Park,
-    1989); and of which heads any pair was turned. `norms` are squared [column, head]."""
-    rows, h, n = work.shape
-    # Even and odd columns, each with its squared norm and the factor it is still to be scaled by:
-    # a rotation is then two products and two sums (W. Gentleman, 1973).
-    columns = [np.ascontiguousarray(work[:, i::2]) for i in (0, 1)]
-    norm, scale = [norms[0::2], norms[1::2]], [np.ones((len(norms[i::2]), n)) for i in (0, 1)]
-    spare = [np.empty_like(side) for side in columns]
-    products = np.empty((rows, h // 2, n))
-    turned = np.zeros(n, np.bool_)
-    for step in range(h):
-        i, j = step % 2, 1 - step % 2
-        pairs = (h - i) // 2
-        here, there = slice(0, pairs), slice(i, i + pairs)
-        x, y = columns[i][:, here], columns[j][:, there]
-        a, b, p, q = norm[i][here], norm[j][there], scale[i][here], scale[j][there]
-        product = halved(np.multiply(x, y, out=products[:, :pairs])) * (p * q)
-        with np.errstate(all="ignore"):
-            turn = np.abs(product) > _RIGHT_ANGLE * np.sqrt(np.maximum(a * b, 0))
-            zeta = (b - a) / (2 * product)
-            tangent = np.copysign(1.0, zeta) / (np.abs(zeta) + np.sqrt(1 + zeta * zeta))
-            tangent = np.where(turn, tangent, 0)
-        turned |= turn.any(0)
-        cosine, moved = 1 / np.sqrt(1 + tangent * tangent), tangent * product
-        new_x, new_y = spare[j][:, there], spare[i][:, here]
-        np.multiply(y, tangent * (q / p), out=new_x)
-        np.subtract(x, new_x, out=new_x)
-        np.multiply(x, tangent * (p / q), out=new_y)
-        np.add(y, new_y, out=new_y)
-        spare[i][:, pairs:], spare[j][:, :i] = columns[i][:, pairs:], columns[j][:, :i]
-        spare[j][:, i + pairs :] = columns[j][:, i + pairs :]
-        norm[i][here], norm[j][there] = b + moved, a - moved
-        scale[i][here], scale[j][there] = q * cosine, p * cosine
-        columns, spare = spare, columns
-    result = np.empty_like(work)
-    for i in (0, 1):
-        np.multiply(columns[i], scale[i], out=result[:, i::2])
-    return result, turned

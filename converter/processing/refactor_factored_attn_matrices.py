@@ -39,7 +39,8 @@ from converter.processing.heads import (
     ordered_matmul,
     right_angles,
 )
-from converter.processing.portable import matmul, qr, svd
+from converter.processing.jacobi import svd
+from converter.processing.portable import matmul, qr
 from converter.processing.step import (
     FLOAT32,
     Array,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from converter.processing import STEPS, Carry, absorb, apply_all, undo_all
-from converter.processing.portable import matmul, mean, qr, svd, total
+from converter.processing.jacobi import svd
+from converter.processing.portable import matmul, mean, qr, total
 from converter.processing.step import Array, Record
 from tests.processing.weights import Sizes, block, embed, final
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from converter.convert import hf_to_tl
 from converter.demo import MODEL
-from converter.processing.portable import matmul, mean, qr, svd, total
+from converter.processing.jacobi import svd
+from converter.processing.portable import matmul, mean, qr, total
 from converter.processing.step import Array
 from tests.processing.fingerprint import SPECTRA, digest, spectrum
 
