@@ -14,10 +14,9 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from converter import cli_defaults, strict_json
-from converter.errors import NeoconvertError, UsageError
+from converter.errors import NeoconvertError, UsageError, classified, panicked
 from converter.interrupts import Interrupted, handled
 from converter.output import LONGEST, inert, occupy_standard, shown, steady
-from converter.telling import panicked, told
 
 SCHEMA_VERSION = 1
 _PROGRAM = "neoconvert"
@@ -41,7 +40,7 @@ class Group(click.Group):
             except Exception as error:  # where no command had begun
                 if "--debug" in (extra.get("args") or sys.argv):
                     traceback.print_exc()
-                _fail(self.name or "", told(error), as_json=False)
+                _fail(self.name or "", classified(error), as_json=False)
 
     def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
         as_json = "--json" in args
@@ -105,7 +104,7 @@ def reporting(command: Callback) -> Callback:
                 raise
             if debug:
                 traceback.print_exc()
-            _fail(name, told(error), as_json)
+            _fail(name, classified(error), as_json)
         if as_json:
             print_json(name, exit_code, document)
         sys.exit(exit_code)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.errors import SourceNotFound, UsageError, VerificationFailed
+from converter.errors import SourceNotFound, UsageError, VerificationFailed, classified
 from converter.interrupts import Interrupted
 from converter.output import shown
-from converter.telling import told
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
@@ -44,7 +43,7 @@ def open_named(
 def require_report(path: Path | None, output: Path | None = None) -> None:
     """
     Raises:
-        UsageError: a report cannot be written there; told before an hour's work, not after.
+        UsageError: a report cannot be written there; raised before an hour's work, not after.
     """
     if path is None:
         return
@@ -141,7 +140,7 @@ def conversion(command: str, source: str, output: Path | None, display: Any, **o
 
 
 def _aimed(push_to: str | None, output: Path | None, writing: Writing) -> Repository | None:
-    """Where to push to, if anywhere: told before an hour's work whether that is possible."""
+    """Where to push to, if anywhere. Whether that is possible is found out before an hour's work."""
     if push_to is None:
         return None
     from converter.pushing import aim
@@ -203,7 +202,7 @@ def report_to(path: Path | None, verification: Any, artifact: str | None, displa
         provenance = provenance_of(Path(artifact)) if artifact else None
         write_report(verification, Path(os.path.realpath(path)), title=title, provenance=provenance)
     except Exception as error:
-        what, where, _ = told(error).lines()
+        what, where, _ = classified(error).lines()
         display.warn(f"no report was written: {what} {where}")
         return False
     display.say(f"  report: {shown(path)}")

@@ -146,8 +146,8 @@ class Checking:
     def require_possible(self) -> None:
         """
         Raises:
-            CannotDoHere: the device asked for is not here, or no model can run; told before an
-                hour's work.
+            CannotDoHere: the device asked for is not here, or no model can run; raised
+                before an hour's work.
         """
         if self.check:
             require_docstrings()

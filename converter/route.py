@@ -74,7 +74,7 @@ class Route:
         return self.source.config.score_divisors != self.scale
 
     def code(self, key: str) -> str:
-        """The storage dtype the target keeps unless told otherwise."""
+        """The storage dtype that the target keeps where no other is asked for."""
         return self.source.storage_code(key)
 
     def make(self, unit: Tensors, layer: int | None) -> Made:

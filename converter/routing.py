@@ -37,7 +37,7 @@ def recorded_steps(source: Checkpoint) -> tuple[str, ...]:
 
 def _denied(source: Checkpoint) -> set[str]:
     """Steps that by their vectors alone most units have not gone through."""
-    told: dict[str, list[bool]] = {}
+    denials: dict[str, list[bool]] = {}
     for slots in groups(source.slots, whole=True):
         unit = {s.local: source.tensor(s.key, "F64") for s in slots if is_vector(s.local)}
         coarsest = max((Rounding.of(source.code(s.key)) for s in slots), key=lambda r: r.relative)
@@ -47,8 +47,8 @@ def _denied(source: Checkpoint) -> set[str]:
             states["fold_ln"] = State.APPLIED  # what was folded is carried by the LayerNorm
         for name, state in states.items():
             if state is not State.NOTHING_TO_DO:
-                told.setdefault(name, []).append(state is State.NOT_APPLIED)
-    return {name for name, no in told.items() if 2 * sum(no) > len(no)}
+                denials.setdefault(name, []).append(state is State.NOT_APPLIED)
+    return {name for name, no in denials.items() if 2 * sum(no) > len(no)}
 
 
 def plain(source: Checkpoint) -> Route:
@@ -87,8 +87,8 @@ def processing(source: Checkpoint, steps: Sequence[Step], layout: Layout) -> Rou
 
 def already_applied(source: Checkpoint, steps: Sequence[Step]) -> set[str]:
     """Names of the steps that every unit they concern has gone through. Weights are read no further
-    than it takes to tell."""
-    open_, told = list(steps), set()
+    than it takes to know."""
+    open_, applied = list(steps), set()
     for slots in groups(source.slots, whole=True):
         unit = _AsAsked(source, slots)
         codes = {source.code(slot.key) for slot in slots}
@@ -97,8 +97,8 @@ def already_applied(source: Checkpoint, steps: Sequence[Step]) -> set[str]:
             if state is State.NOT_APPLIED:
                 open_ = [step for step in open_ if step.name != name]
             elif state is State.APPLIED:
-                told.add(name)
-    return told & {step.name for step in open_}
+                applied.add(name)
+    return applied & {step.name for step in open_}
 
 
 class _AsAsked(Mapping[str, Any]):

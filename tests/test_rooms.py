@@ -24,7 +24,6 @@ ROOMS = [
     "output",
     "strict_json",
     "choices",
-    "telling",
     "environment",
     "layout",
     "processing",

@@ -80,7 +80,7 @@ def with_adapter(
     """`base` with a PEFT adapter merged into it, tensor by tensor as it is read.
 
     Changed tensors are float64 and are cast once, to the dtype that the base stores them in
-    unless told otherwise. Equal to peft's `merge_and_unload` to one rounding, but for an update
+    unless another is asked for. Equal to peft's `merge_and_unload` to one rounding, but for an update
     of one of two tied matrices: that unties them, as the model was in which it was trained.
 
     Args:

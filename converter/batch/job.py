@@ -16,10 +16,9 @@ from converter.checkpoint.publish import parents_of
 from converter.checkpoint.source import provenance_of
 from converter.checkpoint.workspace import Workspace
 from converter.convert import run
-from converter.errors import NeoconvertError, OutputExists, VerificationFailed
+from converter.errors import NeoconvertError, OutputExists, VerificationFailed, classified, panicked
 from converter.opening import adapted
 from converter.request import Request
-from converter.telling import panicked, told
 
 Status = Literal["converted", "there", "planned", "failed"]
 
@@ -105,7 +104,7 @@ def attempt(job: Job) -> Outcome:
     except BaseException as error:
         if not (isinstance(error, Exception) or panicked(error)):
             raise
-        outcome = failed(job, told(error))
+        outcome = failed(job, classified(error))
         if isinstance(error, VerificationFailed):
             outcome = replace(outcome, warnings=_report(job, error.details.get("verification")))
     return replace(outcome, seconds=time.monotonic() - start)
@@ -185,6 +184,6 @@ def _report(job: Job, verification: dict[str, Any] | None) -> tuple[str, ...]:
             provenance=provenance_of(job.output),
         )  # fmt: skip
     except Exception as error:
-        what, where, _ = told(error).lines()
+        what, where, _ = classified(error).lines()
         return (f"no report was written: {what} {where}",)
     return ()

@@ -46,7 +46,7 @@ def from_hf(
     """Read an HF `config.json`. Fields left out take transformers' defaults.
 
     Args:
-        notes: is told what was filled in.
+        notes: what was filled in is appended.
 
     Raises:
         ConfigError: not a GPT-Neo config, or its numbers do not fit together.

@@ -23,7 +23,7 @@ from converter.errors import NoSpace, OutputExists, full
 from converter.interrupts import held
 
 PUBLISHED: list[Path] = []
-"""What this process has published, so that an error that comes later is told as what it is."""
+"""What this process has published, so that an error that comes later can say that it is there."""
 
 
 @dataclass

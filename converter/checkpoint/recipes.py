@@ -1,4 +1,4 @@
-"""Commands that people are told to run: they write the weights that are meant to a file alone."""
+"""Commands for people to run: each writes the weights that are meant to a file of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose files they are: by digests, what neoconvert wrote is told from everything else.
+"""Whose files they are: digests show what neoconvert wrote, and what it did not.
 
 A directory's neoconvert.json lists its files. A file that may stand alone (that one, a graph beside
 someone's weights, a report) bears a seal: the SHA-256 of its bytes, the seal's own digits as zeros.

@@ -60,7 +60,7 @@ def from_tl(
     """Read a HookedTransformerConfig given as a dict.
 
     Args:
-        notes: is told what was filled in.
+        notes: what was filled in is appended.
 
     Raises:
         ConfigError: malformed, or inconsistent with itself.

@@ -112,22 +112,22 @@ def edited(original: Checkpoint, output: Path, display: Display) -> tuple[dict[s
     with display.progress() as progress:
         done.append(tl_to_hf(open_checkpoint(there), back, overwrite=True, progress=progress))
     display.conversion(done[-1])
-    told = explain(original, open_checkpoint(back))
+    explanation = explain(original, open_checkpoint(back))
     ablated = (f"transformer.h.{BLOCK}.attn.attention.out_proj.weight", f"head {HEAD}")
-    found = ablated in {(fact.name, fact.place) for fact in told.tensors}
-    changed = [fact for fact in told.tensors if not fact.same]
+    found = ablated in {(fact.name, fact.place) for fact in explanation.tensors}
+    changed = [fact for fact in explanation.tensors if not fact.same]
     mark = "[green]✓[/]" if found else "[red]✗[/]"
     display.say(
         f"{mark} [bold]brought back to Hugging Face's own basis: {len(changed)} of"
-        f" {len(told.tensors)} tensors differ from the original, the others in no bit[/]"
+        f" {len(explanation.tensors)} tensors differ from the original, the others in no bit[/]"
     )
-    for line in told.lines():
+    for line in explanation.lines():
         display.say(f"  [dim]explain:[/] {escape(line)}")
     display.say()
     return {
         "conversions": [step.to_json() for step in done],
         "changed": [fact.name for fact in changed],
-        "explained": told.to_json(),
+        "explained": explanation.to_json(),
     }, found
 
 

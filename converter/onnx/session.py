@@ -44,7 +44,7 @@ def has_cuda() -> bool:
 
 
 def _imported() -> Any:
-    """onnxruntime, which since 1.32 sends what it did to its makers unless it was told beforehand."""
+    """onnxruntime. Since 1.32 it reports to its makers, unless that is switched off beforehand."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 

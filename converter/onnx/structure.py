@@ -161,10 +161,10 @@ def _without_repeats(nodes: list[onnx.NodeProto], names: set[str]) -> list[onnx.
     same: dict[str, str] = {}  # an output: that of the first that computes it
     chosen: dict[str, str] = {}  # the first's output: that of the one that stays
     for node in nodes:
-        told = _renamed(node, same)
-        told.ClearField("name")
-        del told.output[:]
-        other = first.setdefault(told.SerializeToString(deterministic=True), node)
+        alike = _renamed(node, same)
+        alike.ClearField("name")
+        del alike.output[:]
+        other = first.setdefault(alike.SerializeToString(deterministic=True), node)
         if other is not node:
             same[node.output[0]] = other.output[0]
             if other.name not in names:

@@ -3,7 +3,7 @@
 Bit patterns of floats, read as sign and magnitude, map to integers in the order of the numbers
 (-0.0 just below 0.0, NaNs beyond the infinities), so a good prediction is off by a small
 integer: mostly 0, at times ±1. Three streams, each compressed by itself so that its statistics
-are its own. There are no repetitions to find, so zlib is told to code frequencies and runs only:
+are its own. There are no repetitions to find, so zlib codes frequencies and runs only:
 that is fast, and on such data 20 % smaller than zstd.
 
     classes  two bits an element: 0, +1, -1, or something else

@@ -62,7 +62,7 @@ class State(Enum):
     APPLIED = "applied"
     NOT_APPLIED = "not applied"
     NOTHING_TO_DO = "nothing to do"
-    """Applying the step would change nothing, and no trace tells whether it was applied."""
+    """Applying the step would change nothing, so nothing shows whether it was applied."""
 
 
 class Product(NamedTuple):
@@ -150,7 +150,7 @@ class Step(ABC):
     sentence: str
     """What it does, for people: "biases moved"."""
     silence: str
-    """When it leaves no trace: "the biases are zero already"."""
+    """Why it changed nothing, where that is so: "the biases are zero already"."""
     parts: tuple[Part, ...]
     includes: tuple[Step, ...] = ()
     """Steps that it carries out as well."""
@@ -241,7 +241,7 @@ def agreed(states: list[State]) -> State | None:
     """The state of a unit from those of its tensors: any doubt means `not applied`."""
     if not states:
         return None
-    told = [state for state in states if state is not State.NOTHING_TO_DO]
-    if not told:
+    shown = [state for state in states if state is not State.NOTHING_TO_DO]
+    if not shown:
         return State.NOTHING_TO_DO
-    return State.APPLIED if set(told) == {State.APPLIED} else State.NOT_APPLIED
+    return State.APPLIED if set(shown) == {State.APPLIED} else State.NOT_APPLIED

@@ -79,18 +79,18 @@ class UnitLedger:
         Raises:
             CorruptFile: the JSON is not a unit's ledger, or the arrays are not as it says.
         """
-        told = expect(document, dict, f"unit {prefix!r}")
+        given = expect(document, dict, f"unit {prefix!r}")
         return UnitLedger(
             prefix=prefix,
             tensors={
                 name: _kept(tensor, f"{prefix}{name}")
-                for name, tensor in expect(told.get("tensors"), dict, f"{prefix} tensors").items()
+                for name, tensor in expect(given.get("tensors"), dict, f"{prefix} tensors").items()
             },
             steps=tuple(
                 _applied(step, prefix)
-                for step in expect(told.get("steps"), list, f"{prefix} steps")
+                for step in expect(given.get("steps"), list, f"{prefix} steps")
             ),
-            rounding=_rounding(told.get("rounding"), prefix),
+            rounding=_rounding(given.get("rounding"), prefix),
             arrays=arrays,
         )
 
@@ -172,8 +172,8 @@ def expect(value: Any, kind: type, where: str) -> Any:
 
 
 def _kept(document: Any, where: str) -> Kept:
-    told = expect(document, dict, where)
-    how, code, shape = told.get("kept"), told.get("dtype"), told.get("shape")
+    given = expect(document, dict, where)
+    how, code, shape = given.get("kept"), given.get("dtype"), given.get("shape")
     if how not in get_args(How) or code not in list(CODES):
         raise corrupt_ledger(where, f"it is kept as {how!r}, in dtype {code!r}")
     sizes = tuple(expect(size, int, where) for size in expect(shape, list, where))
@@ -183,17 +183,17 @@ def _kept(document: Any, where: str) -> Kept:
 
 
 def _applied(document: Any, prefix: str) -> Applied:
-    told = expect(document, dict, f"{prefix} step")
-    name = expect(told.get("name"), str, f"{prefix} step")
+    given = expect(document, dict, f"{prefix} step")
+    name = expect(given.get("name"), str, f"{prefix} step")
     if name not in _STEPS:
         raise corrupt_ledger(f"{prefix}{name[:80]}", "it names a step that does not exist")
-    keys = expect(told.get("from_original"), list, f"{prefix}{name}")
+    keys = expect(given.get("from_original"), list, f"{prefix}{name}")
     return Applied(_STEPS[name], tuple(expect(key, str, f"{prefix}{name}") for key in keys))
 
 
 def _rounding(document: Any, prefix: str) -> Rounding:
-    told = expect(document, dict, f"{prefix} rounding")
-    numbers = [told.get("relative"), told.get("absolute")]
+    given = expect(document, dict, f"{prefix} rounding")
+    numbers = [given.get("relative"), given.get("absolute")]
     if not all(isinstance(x, float) and math.isfinite(x) and x >= 0 for x in numbers):
         raise corrupt_ledger(f"{prefix} rounding", f"it is {str(numbers)[:80]}")
     return Rounding(*numbers)

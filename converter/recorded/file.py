@@ -61,7 +61,7 @@ class Contents:
 
 
 def is_reference(path: Path) -> bool:
-    """Whether a file says that it is one. Nothing is told of its soundness."""
+    """Whether a file says that it is one. That says nothing of its soundness."""
     try:
         if not path.is_file():
             return False

@@ -10,9 +10,8 @@ from dataclasses import replace
 import torch
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, Fault, VerificationFailed
+from converter.errors import BadInput, Fault, VerificationFailed, classified
 from converter.progress import Progress
-from converter.telling import told
 from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.loading import installed, resolve_device
 from converter.verification.measuring import Errors, Rows, measure_rows
@@ -69,7 +68,7 @@ def logits_of(
     try:
         return runtime.logits(probe)
     except Exception as error:  # of any library that runs what a file tells it to
-        if not isinstance(told(error), Fault):
+        if not isinstance(classified(error), Fault):
             raise  # the system's, or this machine's: no verdict on the artifact
         raise _stopped(runtime, probe, error, original) from error
 

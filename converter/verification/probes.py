@@ -12,8 +12,7 @@ from typing import Literal
 import numpy as np
 
 from converter.checkpoint import NeoConfig
-from converter.errors import BadInput
-from converter.telling import panicked
+from converter.errors import BadInput, panicked
 
 Effort = Literal["quick", "standard", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("quick", "standard", "thorough")

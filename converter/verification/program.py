@@ -16,8 +16,7 @@ from typing import TypeVar
 import torch
 
 from converter.checkpoint import NeoConfig
-from converter.errors import Fault
-from converter.telling import told
+from converter.errors import Fault, classified
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
 from converter.verification.judge import ULP32, Floor, pooled_floor, widest
@@ -200,7 +199,7 @@ def exactly(run: Callable[[Probe], T], probe: Probe) -> T:
     except NotComparable:
         raise
     except Exception as error:  # of any library that was not made for float64
-        said = told(error)
+        said = classified(error)
         if said is not error and not isinstance(said, Fault):
             raise  # the system's, or this machine's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, CannotDoHere, Fault, UsageError
-from converter.telling import told
+from converter.errors import BadInput, CannotDoHere, Fault, UsageError, classified
 from converter.verification.evidence import NotComparable
 from converter.verification.probes import Probe
 from converter.verification.runtimes import Runtime, open_runtime
@@ -203,11 +202,11 @@ def _serve(path: str, folder: Path, device: str) -> None:
             except NotComparable as error:
                 answer({"not_comparable": error.why})
             except Exception as error:
-                if not isinstance(told(error), Fault):
+                if not isinstance(classified(error), Fault):
                     raise
                 answer({"stopped": str(error).strip() or type(error).__name__})
     except Exception as error:
-        if isinstance(said := told(error), Fault):
+        if isinstance(said := classified(error), Fault):
             raise
         answer({"refused": said.lines(), "exit_code": said.exit_code})
 

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint import Checkpoint
-from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError
+from converter.errors import BadInput, CannotDoHere, Fault, NeoconvertError, classified
 from converter.layout import LAYOUTS
-from converter.telling import told
 from converter.verification.evidence import NotComparable
 from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
@@ -261,7 +260,7 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
         NeoconvertError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
         AssertionError, OSError, StrictDataclassError, SafetensorError,
     ) as error:  # fmt: skip
-        if not isinstance(told(error), Fault):
+        if not isinstance(classified(error), Fault):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(

@@ -347,7 +347,7 @@ def _by_the_command(*request: str) -> Callable[[str, Asked], Asked | None]:
 
 CONVERTER = ("convert.py", "exporting.py", "request.py", "routing.py", "streaming.py", "models.py")
 CONVERT, EXPORTING, REQUEST, ROUTING, STREAMING, MODELS = CONVERTER
-LIVE, REPLACEABLE, TELLING = "checkpoint/live.py", "checkpoint/replaceable.py", "telling.py"
+LIVE, REPLACEABLE, ERRORS = "checkpoint/live.py", "checkpoint/replaceable.py", "errors.py"
 EXPORT = ["export-onnx", "m", "--no-verify"]
 
 ROWS = [
@@ -401,11 +401,11 @@ ROWS = [
     Row(REPLACEABLE, " already.", _graph(), plus("--overwrite")),
     Row(REPLACEABLE, " that neoconvert did not write", _graph(lambda: write("m/model.onnx", "mine"), "--overwrite"), _moved("m/model.onnx")),
     Row(REPLACEABLE, "or as another kind of file", prepared(quick("--report", "m/model.onnx"), _graph()), instead("m/model.onnx", "r.html"), "name another file"),
-    Row(TELLING, "The system refused", _refused_by_the_system(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")), _passed("Free some space")),
-    Row(TELLING, "The system refused", _refused_by_the_system(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "out")), _passed("--max-shard-size 1GB", "--max-shard-size", "1GB")),
-    Row(TELLING, "There is not enough memory", _refused_by_the_system(MemoryError()), _passed("--effort quick", "--effort", "quick")),
-    Row(TELLING, "A library is installed here", _refused_by_the_system(ImportError("no ABI", name="numpy")), _passed("Install that library again")),
-    Row(TELLING, "A fault of neoconvert", _faulty, _debug),
+    Row(ERRORS, "The system refused", _refused_by_the_system(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")), _passed("Free some space")),
+    Row(ERRORS, "The system refused", _refused_by_the_system(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "out")), _passed("--max-shard-size 1GB", "--max-shard-size", "1GB")),
+    Row(ERRORS, "There is not enough memory", _refused_by_the_system(MemoryError()), _passed("--effort quick", "--effort", "quick")),
+    Row(ERRORS, "A library is installed here", _refused_by_the_system(ImportError("no ABI", name="numpy")), _passed("Install that library again")),
+    Row(ERRORS, "A fault of neoconvert", _faulty, _debug),
     Row(MODELS, "Processing is undone on the way", call(lambda: converter.to_state_dict("m", layout="bridge", reverse="exact")), then(lambda: converter.to_state_dict("m", layout="bridge"), "Leave reverse out")),
     Row("checkpoint/source.py", "A model in memory", _live_graph, lambda *_: (lambda: converter.export_onnx(neo(), "out", check=False))),
     Row(LIVE, "A state dict does not say", model_of(state), opened(state, "open_model(state_dict, config)", config=True)),

@@ -17,10 +17,9 @@ from safetensors.numpy import load_file, save_file
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import Display
-from converter.errors import BadInput, TensorMismatch, UsageError, VerificationFailed
+from converter.errors import BadInput, TensorMismatch, UsageError, VerificationFailed, classified
 from converter.layout import Layout
 from converter.routing import plain
-from converter.telling import told
 from converter.verification import (
     CHECKS,
     MAX_RATIO,
@@ -293,7 +292,7 @@ def test_what_the_machine_lacks_is_no_verdict(
         monkeypatch.setattr(runtimes.Library, where, breaks)
     with pytest.raises(type(error)) as caught:
         verify(original, original, **CPU)
-    assert told(caught.value).exit_code == code
+    assert classified(caught.value).exit_code == code
 
 
 def test_an_artifact_that_stops_while_it_runs_is_a_failed_verification(
