@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from converter.models import to_bridge, to_hf_model, to_hooked, to_state_dict
     from converter.opening import open_artifact
     from converter.pipeline import Conversion
+    from converter.pushing import push
     from converter.recorded import reference
     from converter.verification.loading import load_bridge, load_hooked
     from converter.verification.result import Verification

@@ -19,6 +19,7 @@ import click
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.demo import MODEL
 from converter.layout import Layout
 from converter.onnx import export
 from converter.opening import open_artifact
@@ -27,8 +28,6 @@ from converter.verification.probes import EFFORTS, Effort, standard_probes
 from converter.verification.program import MAX_TIMES, Program, Reference, compare_program
 from converter.verification.runtimes import open_runtime
 from scripts.models import MODELS, make_model_apart
-
-DEMO = Path(converter.__file__).parent / "demo" / "model"
 
 
 def artifacts(original: Checkpoint, directory: Path) -> Iterator[tuple[str, Checkpoint]]:
@@ -65,7 +64,7 @@ def rows(name: str, found: Program) -> Iterator[str]:
 @click.option("--layers", default=0, help="Of a model of gpt-neo-125m's widths; 0: the demo model.")
 @click.option("--effort", default="standard", type=click.Choice(EFFORTS))
 def main(layers: int, effort: Effort) -> None:
-    path = MODELS / f"neo-{layers}" if layers else DEMO
+    path = MODELS / f"neo-{layers}" if layers else MODEL
     if layers:
         make_model_apart(path, layers)
     original = open_checkpoint(path)

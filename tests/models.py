@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from converter.checkpoint import HEAD, Checkpoint
+from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf, to_hf
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES, cast, code_named
-from converter.layout import Layout, expand
+from converter.layout import LAYOUTS, Layout, expand
 
 TINY: dict[str, Any] = {
     "model_type": "gpt_neo",
@@ -98,15 +98,32 @@ def write_as(
             value = unscaled_tensor(checkpoint, key, code)
             value = edit(key, value) if edit else value
             tensors[str(slot.name)] = np.ascontiguousarray(slot.to_hub.inverse.apply(value, sizes))
-    name = NAMES[code or checkpoint.dtype]
-    if layout == "hooked":
-        document = to_tl(checkpoint.config, None, dtype=name, model_name="tiny")
-    else:
-        base = checkpoint.original_hf_config
-        document = to_hf(checkpoint.config, base, tied=checkpoint.tied, dtype=name)
+    return save_as(
+        directory, layout, tensors, checkpoint.config, checkpoint,
+        dtype=NAMES[code or checkpoint.dtype], tied=checkpoint.tied, more=config or {},
+    )  # fmt: skip
+
+
+def save_as(
+    directory: Path,
+    layout: Layout,
+    tensors: dict[str, np.ndarray],
+    config: NeoConfig,
+    like: Checkpoint,
+    *,
+    dtype: str,
+    tied: bool,
+    more: dict[str, Any],
+) -> Path:
+    """Write tensors under their names in a layout, with its config, which `more` goes into."""
+    document = (
+        to_tl(config, None, dtype=dtype, model_name="tiny")
+        if layout == "hooked"
+        else to_hf(config, like.original_hf_config, tied=tied, dtype=dtype)
+    )
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / ("cfg.json" if layout == "hooked" else "config.json")
-    path.write_text(json.dumps(document | (config or {})), encoding="utf-8")
+    path = directory / LAYOUTS[layout].config
+    path.write_text(json.dumps(document | more), encoding="utf-8")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

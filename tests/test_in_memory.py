@@ -6,7 +6,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import converter
 from converter.errors import CannotDoHere, NotRepresentable, SourceNotFound, UsageError
-from converter.layout import Layout
+from converter.layout import LAYOUTS, Layout
 from converter.pipeline import convert
 from converter.processing import STEPS, parse
 from converter.request import Checking, Writing
@@ -26,7 +26,6 @@ from tests.checkpoints import Recipe, recipes, write_hf
 from tests.lively import bits, distance, hooked, log_probs, neo
 from tests.marks import needs_hooked
 
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UNCHECKED = Checking(check=False)
 MODELS = ["hf", "bridge", *(["hooked"] if has_hooked_transformer() else [])]
 dtypes = st.sampled_from([None, "float32", "float16", "bfloat16", "float64"])
@@ -40,7 +39,7 @@ def build(source: Any, layout: str, **options: Any) -> Any:
     return getattr(converter, f"to_{name}")(source, **options)
 
 
-@given(recipes, st.sampled_from(LAYOUTS), dtypes)
+@given(recipes, st.sampled_from(list(LAYOUTS)), dtypes)
 @settings(max_examples=60, deadline=None)
 def test_moved_bits_are_those_of_the_files(
     recipe: Recipe, layout: Layout, dtype: str | None
@@ -60,7 +59,7 @@ def test_moved_bits_are_those_of_the_files(
         assert bits(found) == bits(load_file(root / "out/model.safetensors"))
 
 
-@given(recipes, st.sampled_from(LAYOUTS), dtypes, steps)
+@given(recipes, st.sampled_from(list(LAYOUTS)), dtypes, steps)
 @settings(max_examples=40, deadline=None)
 def test_processed_weights_are_those_of_the_files(
     recipe: Recipe, layout: Layout, dtype: str | None, process: str

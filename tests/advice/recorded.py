@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 import converter
+from converter.demo import MODEL
 from tests.advice.converting import then
 from tests.advice.making import edited, prepared
 from tests.advice.opening import WEIGHTS
 from tests.advice.row import Asked, Row, instead, less, run, shell, write
-from tests.advice.verifying import DEMO
 
 WRITE = ["reference", "m", "m.ref", "--effort", "quick"]
 QUICK = ["verify", "m.ref", "m", "--effort", "quick"]
@@ -63,7 +63,7 @@ def _the_original_itself(do: str, _: Asked) -> Asked:
 
 
 def _demo() -> list[str]:
-    shutil.copytree(DEMO, "m")
+    shutil.copytree(MODEL, "m")
     run(WRITE)
     write("t", "Once upon a time")
     return [*QUICK, "--text", "t"]

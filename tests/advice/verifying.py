@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 import converter
+from converter.demo import MODEL
 from converter.onnx import export, weights
 from converter.verification import loading, probes
 from converter.verification.remote import open_remote
@@ -28,7 +29,6 @@ EXPORT = ["export-onnx", "m", "--no-verify"]
 GRAPH = ["verify", "m", "m/model.onnx", "--effort", "quick"]
 OF_GRAPH = ["verify", "m/model.onnx", "m", "--effort", "quick"]
 INSPECT = ["inspect", "m/model.onnx"]
-DEMO = Path(converter.__file__).parent / "demo/model"
 
 
 def verify(*options: str) -> Callable[[], Asked]:
@@ -126,7 +126,7 @@ def _no_onnxruntime() -> Asked:
 
 def _text(content: bytes) -> Callable[[], Asked]:
     return prepared(
-        ["verify", str(DEMO), str(DEMO), "--effort", "quick", "--text", "t"],
+        ["verify", str(MODEL), str(MODEL), "--effort", "quick", "--text", "t"],
         lambda: write("t", content),
     )
 
@@ -139,12 +139,12 @@ def _part(do: str, _: Asked) -> None:
 
 def _tokenizer(do: str, asked: Asked) -> Asked:
     assert "Put the model's tokenizer.json" in do
-    shutil.copy(DEMO / "tokenizer.json", "m")
+    shutil.copy(MODEL / "tokenizer.json", "m")
     return asked
 
 
 def _without_tokenizer() -> list[str]:
-    shutil.copytree(DEMO, "m")
+    shutil.copytree(MODEL, "m")
     Path("m/tokenizer.json").unlink()
     write("t", "Once upon a time")
     return [*QUICK, "--text", "t", "--check", "function"]
@@ -311,7 +311,7 @@ TENSORS, OPENING, SESSION = (f"onnx/{n}.py" for n in ("tensor_data", "opening", 
 
 ROWS = [
     Row("verification/criterion.py", " is no limit", verify("--min-top1", "2"), instead("2", "0.9"), "0 to 1"),
-    Row("verification/criterion.py", "Perplexity is of texts", prepared(["verify", str(DEMO), str(DEMO), "--effort", "quick", "--max-perplexity-ratio", "1.1"], lambda: write("t", "Once upon a time")), plus("--max-kl", "0.1", "--text", "t")),
+    Row("verification/criterion.py", "Perplexity is of texts", prepared(["verify", str(MODEL), str(MODEL), "--effort", "quick", "--max-perplexity-ratio", "1.1"], lambda: write("t", "Once upon a time")), plus("--max-kl", "0.1", "--text", "t")),
     Row(VERIFY, " is no multiple", verify("--max-ratio", "0"), instead("0", "8"), "above 0"),
     Row(VERIFY, "Limits are for the function", verify("--max-kl", "1", "--check", "weights"), less("--check", "weights")),
     Row(VERIFY, "Nothing to check", call(lambda: converter.verify("m", "m", checks=())), then(lambda: converter.verify("m", "m", checks=("weights",)), "weights")),

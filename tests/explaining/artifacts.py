@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.config import NeoConfig
-from converter.checkpoint.hf_config import to_hf
-from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES, cast
 from converter.layout import Layout, expand
 from converter.processing import STEPS, Carry, Step, apply_all
 from converter.processing.step import Array
+from tests.models import save_as
 
-SUBSETS = [subset for size in range(1, 6) for subset in combinations(STEPS, size)]
 NAMES_OF = [step.name for step in STEPS]
-DEMO = Path(__file__).parents[2] / "converter" / "demo" / "model"
 
 Weights = dict[str, Array]
 """By `hooked` name, in `hooked` axes."""
@@ -74,15 +68,8 @@ def write(
         else:
             neutral = 1 if key.endswith(".w") else 0
             assert (weights[key] == neutral).all(), f"{layout} has no {key}"
-    document = (
-        to_tl(neo, None, dtype=NAMES[code], model_name="x")
-        if layout == "hooked"
-        else to_hf(neo, like.original_hf_config, tied=False, dtype=NAMES[code])
-    )
-    directory.mkdir(parents=True)
-    file = "cfg.json" if layout == "hooked" else "config.json"
-    (directory / file).write_text(json.dumps(document | config))
-    save_file(tensors, directory / "model.safetensors")
+    dtype = NAMES[code]
+    save_as(directory, layout, tensors, neo, like, dtype=dtype, tied=False, more=config)
     return open_checkpoint(directory)
 
 

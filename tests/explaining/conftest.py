@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from tests.explaining.artifacts import DEMO, read, write
+from converter.demo import MODEL
+from tests.explaining.artifacts import read, write
 from tests.models import random_hf
 
 SIZES: dict[str, Any] = {
@@ -22,7 +23,7 @@ SIZES: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def demo() -> Checkpoint:
-    return open_checkpoint(DEMO)
+    return open_checkpoint(MODEL)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from converter.checkpoint import open_checkpoint
 from converter.explaining import explain
 from converter.layout import Layout
 from converter.processing import STEPS, Step
-from tests.explaining.artifacts import NAMES_OF, SUBSETS, artifact, read, write
+from tests.explaining.artifacts import NAMES_OF, artifact, read, write
 from tests.explaining.test_steps import traces
 from tests.models import random_hf
+from tests.processing.weights import SUBSETS
 
 GAINS = {
     "ordinary": [],

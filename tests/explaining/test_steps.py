@@ -12,15 +12,12 @@ import pytest
 from converter.checkpoint import Checkpoint
 from converter.explaining import explain
 from converter.processing import STEPS, Step
-from tests.explaining.artifacts import NAMES_OF, SUBSETS, Weights, artifact, process, read, write
+from tests.explaining.artifacts import NAMES_OF, Weights, artifact, process, read, write
 from tests.explaining.oracle import process_in_transformer_lens
 from tests.models import random_hf
+from tests.processing.weights import SUBSETS, label
 
 FOLD, CENTRE, UNEMBED, VALUES, REFACTOR = NAMES_OF
-
-
-def label(steps: Sequence[Step]) -> str:
-    return "+".join(step.name for step in steps) or "none"
 
 
 def traces(weights: Weights, steps: Sequence[Step]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.display import Display
 from converter.errors import BadInput, TensorMismatch, UsageError, VerificationFailed, classified
-from converter.layout import Layout
+from converter.layout import LAYOUTS, Layout
 from converter.routing import plain
 from converter.verification import (
     CHECKS,
@@ -39,7 +39,6 @@ from tests.verification.fault import Fault
 from tests.verification.faults import FAULTS
 from tests.verification.faulty import Workshop, for_fault
 
-LAYOUTS: tuple[Layout, ...] = ("hf", "hooked", "bridge")
 CPU: dict[str, Any] = {"device": "cpu"}
 STORED = [
     fault
