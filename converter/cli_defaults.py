@@ -135,7 +135,8 @@ def _require_known(path: Path, where: str, name: str, value: Any) -> None:
         isinstance(value, int) and abs(value) > sys.maxsize
     ):
         words = value if isinstance(value, list) else [value]
-        example = f'{name} = "{",".join(map(_bare, words))}"'
+        bare = (word if isinstance(word, str) else _written(word) for word in words)
+        example = f'{name} = "{",".join(bare)}"'
         what = f"{name} must be one string, and is {_written(value)}."
         raise _refused(path, where, what, f"Write it as on the command line, in quotes: {example}")
 
@@ -146,10 +147,6 @@ def _written(value: Any) -> str:
         return repr(value)
     except ValueError:
         return "a number of thousands of digits"
-
-
-def _bare(value: Any) -> str:
-    return value if isinstance(value, str) else _written(value)
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

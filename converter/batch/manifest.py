@@ -162,7 +162,8 @@ def named_by(source: str) -> list[Named]:
         found = [_hub(repository, name) for name in sorted(set(names), key=_natural)]
     elif _GLOB.search(source):
         paths = glob.glob(os.path.expanduser(source), recursive=True)
-        found = [_local(path) for path in sorted(paths, key=_natural) if _may_be_one(path)]
+        paths = [path for path in paths if os.path.isdir(path) or path.endswith(_WEIGHTS)]
+        found = [_local(path) for path in sorted(paths, key=_natural)]
     else:
         return [_local(source)]
     if not found:
@@ -172,10 +173,6 @@ def named_by(source: str) -> list[Named]:
             do="Check the pattern: a directory, a weight file, or with @ a branch or tag must match.",
         )
     return found
-
-
-def _may_be_one(path: str) -> bool:
-    return os.path.isdir(path) or path.endswith(_WEIGHTS)
 
 
 def _local(source: str) -> Named:

@@ -268,7 +268,8 @@ def _weights_below(directory: Path, holding: list[Path]) -> Advice:
     if len(names) > 4:
         some = f", {len(names)} in all, the last of them {', '.join(names[-3:])}"
     last = holding[-1]
-    flag = "" if _safe(last) else " --allow-pickle"
+    safe = any((last / f"{WEIGHTS}{suffix}").is_file() for suffix in ("", INDEX))
+    flag = "" if safe else " --allow-pickle"
     place = f"{shlex.quote(str(last))}{flag}"
     if any(re.fullmatch(r"checkpoint-\d+", path.name) for path in holding):
         return (
@@ -278,7 +279,3 @@ def _weights_below(directory: Path, holding: list[Path]) -> Advice:
     deep = all(path.parent == directory for path in holding)
     down = "one folder down" if deep else "some folders down"
     return f"The weights are {down}{some}.", f"Name the folder: {place}"
-
-
-def _safe(directory: Path) -> bool:
-    return any((directory / f"{WEIGHTS}{suffix}").is_file() for suffix in ("", INDEX))

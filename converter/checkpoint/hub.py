@@ -32,13 +32,9 @@ def named(given: str) -> tuple[str, str | None] | None:
     page of the model means. None: it cannot be a model on the hub."""
     name, of_page = _page(given)
     model, at, revision = name.partition("@")
-    if (at and not revision) or not _is_id(model):
+    if (at and not revision) or not _ID.fullmatch(model) or model.endswith(_FILES):
         return None
     return model, revision or of_page or None
-
-
-def _is_id(given: str) -> bool:
-    return _ID.fullmatch(given) is not None and not given.endswith(_FILES)
 
 
 def _page(given: str) -> tuple[str, str]:

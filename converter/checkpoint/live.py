@@ -117,7 +117,9 @@ def open_model(
             where=error.where,
             do="Give the bridge itself, or its own state_dict().",
         ) from error
-    _state_dtype(found.dtype, (hf if tl is None else tl) or {})
+    # After `model.half()` the config still states the old dtype.
+    config = (hf if tl is None else tl) or {}
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = NAMES[found.dtype]
     return found
 
 
@@ -249,8 +251,3 @@ def _tie(state: dict[str, Any], hf: Json) -> None:
         )
         if shared and head == "lm_head.weight":
             del state[head]
-
-
-def _state_dtype(code: str, config: Json) -> None:
-    """After `model.half()` the config still states the old dtype."""
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = NAMES[code]

@@ -120,7 +120,7 @@ def bounded(allowed: Allowance, stop: Callable[[], None], where: str) -> Iterato
             raise _too_much(f"{allowed.seconds:.0f} s of processor time", where) from error
         if not isinstance(error, MemoryError) and not _REFUSED.search(str(error)):
             raise
-        if 0 < _available() < allowed.nbytes:
+        if 0 < _kib(Path("/proc/meminfo"), "MemAvailable") < allowed.nbytes:
             raise MemoryError(where) from error
         raise _too_much(f"{allowed.nbytes / 2**20:,.0f} MiB of memory", where) from error
     finally:
@@ -163,10 +163,6 @@ def _memory(nbytes: int) -> Iterator[None]:
             if not _active:
                 resource.setrlimit(resource.RLIMIT_DATA, _former)
                 _former = None
-
-
-def _available() -> int:
-    return _kib(Path("/proc/meminfo"), "MemAvailable")
 
 
 def _kib(path: Path, name: str) -> int:
