@@ -2,7 +2,7 @@
 
 from converter.layout.architecture import Architecture, Row, Slot, UnitKind
 from converter.layout.layouts import LAYOUTS, Layout
-from converter.layout.ops import Op, Rearrange, Sizes, axes
+from converter.layout.ops import Rearrange, Sizes, axes
 from converter.layout.table import EMBEDDING, GPT_NEO, HEAD, TABLE, expand
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "TABLE",
     "Architecture",
     "Layout",
-    "Op",
     "Rearrange",
     "Row",
     "Sizes",

@@ -1,9 +1,8 @@
-"""What a row of the layout table does to a tensor. Every op carries its inverse."""
+"""What a row of the layout table does to a tensor, and its inverse."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,20 +38,9 @@ def shape(pattern: str, sizes: Sizes) -> tuple[int, ...]:
     return tuple(math.prod(sizes[a] for a in dim) for dim in axes(pattern))
 
 
-class Op(ABC):
-    """A change of layout. `op.inverse.apply(op.apply(x))` is x, bit for bit."""
-
-    @abstractmethod
-    def apply(self, tensor: np.ndarray, sizes: Sizes) -> np.ndarray: ...
-
-    @property
-    @abstractmethod
-    def inverse(self) -> Op: ...
-
-
 @dataclass(frozen=True)
-class Rearrange(Op):
-    """An einops pattern; read backwards, it is its inverse. Moves bits, never computes."""
+class Rearrange:
+    """An einops pattern; read backwards, it is its inverse, bit for bit. Moves, never computes."""
 
     before: str
     after: str

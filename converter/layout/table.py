@@ -56,17 +56,11 @@ TABLE: tuple[Row, ...] = (
         ("lm_head.weight",                       "unembed.W_U",    "unembed.weight",     "v d",     "d v",   None),
         (None,                                   "unembed.b_U",    "unembed.bias",       "v",       "v",     HEAD_BIAS)),
 )
-# fmt: on
 
-GPT_NEO = Architecture(
-    TABLE,
-    masks={
-        "hf": (
-            "transformer.h.{i}.attn.attention.bias",
-            "transformer.h.{i}.attn.attention.masked_bias",
-        ),
-        "hooked": ("blocks.{i}.attn.mask", "blocks.{i}.attn.IGNORE"),
-        "bridge": (),
-    },
-)
+GPT_NEO = Architecture(TABLE, masks={
+    "hf": ("transformer.h.{i}.attn.attention.bias", "transformer.h.{i}.attn.attention.masked_bias"),
+    "hooked": ("blocks.{i}.attn.mask", "blocks.{i}.attn.IGNORE"),
+    "bridge": (),
+})
+# fmt: on
 expand = GPT_NEO.expand

@@ -28,7 +28,6 @@ from converter.layout import LAYOUTS, Slot, expand
 
 Mode = Literal["shared", "external", "inline"]
 Form = Literal["out_in", "in_out", "heads"]
-MODES: tuple[Mode, ...] = ("shared", "external", "inline")
 DTYPES = {
     "F64": ir.DataType.DOUBLE,
     "F32": ir.DataType.FLOAT,

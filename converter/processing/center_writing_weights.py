@@ -11,14 +11,7 @@ class CenterWritingWeights(Centring):
     name = "center_writing_weights"
     sentence = "weights that write to the residual stream lost their mean, which no LayerNorm sees"
     silence = "what is written to the residual stream is centred already"
-    tensors = (
-        "embed.W_E",
-        "pos_embed.W_pos",
-        "attn.W_O",
-        "attn.b_O",
-        "mlp.W_out",
-        "mlp.b_out",
-    )
+    tensors = ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
 
 
 STEP = CenterWritingWeights()

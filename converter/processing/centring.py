@@ -38,12 +38,7 @@ class Centring(Step):
         record = {name: mean(unit[name], -1) for name in self.tensors if name in unit}
         return dict(unit) | {n: unit[n] - means[..., None] for n, means in record.items()}, record
 
-    def undo(
-        self,
-        unit: Unit,
-        record: Record,
-        rounding: Rounding = FLOAT32,
-    ) -> dict[str, Array]:
+    def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
         return dict(unit) | {n: unit[n] + means[..., None] for n, means in record.items()}
 
     def bounds(self, part: Part, unit: Mapping[str, Sized]) -> Bounds:

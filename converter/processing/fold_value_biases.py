@@ -49,12 +49,7 @@ class FoldValueBiases(Step):
         result = dict(unit) | {B_O: unit[B_O] + moved, B_V: np.zeros_like(unit[B_V])}
         return result, {B_V: unit[B_V]}
 
-    def undo(
-        self,
-        unit: Unit,
-        record: Record,
-        rounding: Rounding = FLOAT32,
-    ) -> dict[str, Array]:
+    def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
         if B_V not in record:
             return dict(unit)
         moved = _moved(record[B_V], unit[W_O])

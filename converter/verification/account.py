@@ -1,7 +1,7 @@
 """What an artifact's weights are beside the original's, whatever its provenance says.
 
-TransformerLens's own processing leaves no provenance and not our bits; a file that was processed,
-trained or scaled in place has the provenance of what it was before.
+What TransformerLens processed has no provenance, and differs from ours in rounding; a file that was
+processed, trained or scaled in place has the provenance of what it was before.
 """
 
 from __future__ import annotations

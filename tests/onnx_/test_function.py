@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.checkpoint.tl_config import ACTIVATIONS
 from converter.errors import NotRepresentable
 from converter.onnx import Session, export, past_of
-from converter.onnx.weights import MODES, Mode
+from converter.onnx.weights import Mode
 from converter.verification.libraries import hf_model
 from converter.verification.probes import Probe
 from tests.models import random_hf, write_as
@@ -102,7 +103,7 @@ def test_padding_gives_finite_logits(tiny: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("layout", ["hf", "hooked", "bridge"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_layouts_and_places(
     tiny: Checkpoint, judge: Judge, tmp_path: Path, layout: str, mode: Mode
 ) -> None:

@@ -164,7 +164,7 @@ def test_positions(original: Checkpoint, there: Path) -> None:
 
 @needs_hooked
 def test_transformer_lens_own_processing_is_accounted_for(tmp_path: Path) -> None:
-    """What from_pretrained gives leaves no provenance, and has not our bits."""
+    """What from_pretrained gives has no provenance, and other roundings than ours."""
     model = open_checkpoint(MODEL)
     converter.hf_to_tl(model, tmp_path / "raw", check=False)
     hooked = converter.load_hooked(tmp_path / "raw")
