@@ -79,3 +79,12 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         os.waitpid(child, 0)
         pytest.fail("the forked process waits for ever")
     assert status == 0
+
+
+def test_free_memory_is_kept_only_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(parallel, "_glibc", lambda *given: told.append(given))
+    with parallel.memory_kept():
+        assert set(told) == {("mallopt", -1, 2**28), ("mallopt", -3, 2**28)}
+        told.clear()
+    assert set(told) == {("mallopt", -1, 2**26), ("mallopt", -3, 2**25), ("malloc_trim", 0)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from converter.errors import BadInput, VerificationFailed
+from converter.parallel import memory_kept
 from converter.progress import Progress
 from converter.route import Route
 from converter.verification.criterion import Criterion
@@ -74,7 +75,7 @@ def compare_function(
     Raises: see `converter.verification.verify`.
     """
     work = cost(route.source.config, sum(probe.tokens.size for probe in probes))
-    with threads_for(work):
+    with threads_for(work), memory_kept():
         known = original.run(probes, device, seed, say)
         true, ran = known.true, [known.info]
         problems: list[str] = []
@@ -179,7 +180,7 @@ def _links(
     stored = None
     if not (explained is not None or (made and (moved or standard.reference is not true))):
         source = artifact if artifact.complete else route.into(artifact)
-        stored = forward(source, list(few.values()), dtype=torch.float64)
+        stored = forward(source, list(few.values()), dtype=torch.float64).keeping()
     found.append(
         examine_program(
             runtime,
@@ -195,7 +196,9 @@ def _links(
     elif subject.name not in told:
         rounded = stored if artifact.complete and not same else None
         if rounded is not None and not moved and standard.reference is true:
-            expected = forward(route.into(artifact), list(few.values()), dtype=torch.float64)
+            expected = forward(
+                route.into(artifact), list(few.values()), dtype=torch.float64
+            ).keeping()
         found.append(
             examine_route(
                 route, subject.name, artifact, true, standard, expected, rounded,

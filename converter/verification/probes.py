@@ -62,6 +62,11 @@ class Probe:
         positions: np.ndarray = np.maximum(np.cumsum(self.mask, axis=1) - 1, 0)
         return positions
 
+    def repeated(self, count: int) -> Probe:
+        """So many of it, one under the other."""
+        mask = None if self.mask is None else np.tile(self.mask, (count, 1))
+        return replace(self, tokens=np.tile(self.tokens, (count, 1)), mask=mask)
+
 
 def wholes(probes: Sequence[Probe]) -> list[int]:
     """For each probe, which begins with it; itself, if none does. What is behind a position changes

@@ -175,7 +175,8 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
         logits = exactly(runtime.exact_logits, probe)
         (run,) = measure(reference.exact, index, [logits])
         ratio, finite = run.ratio(reference.floor), run.compared
-        if finite < logits.numel():  # NaN, infinities and padding
+        real = probe.tokens.size if probe.mask is None else int(probe.mask.sum())
+        if finite < real * logits.shape[-1]:  # NaN and infinities
             true = reference.exact.itself(index)
             # They belong where the reference has them.
             ratio, finite = ratio if run.same_classes(true) else math.inf, true.compared

@@ -138,16 +138,18 @@ class Forward:
         final = self.final[index]
         return self._unembed(final.flatten(0, 1)).view(*final.shape[:2], -1)
 
-    def of_all(self, indices: Sequence[int]) -> Sequence[Tensor | Logits]:
-        """The logits of probes of one shape, for `measure`: of all at once, where there is room for
-        them, since the head is read as often as it is applied."""
-        import torch
+    def each(self, index: int, count: int) -> Sequence[Tensor | Logits]:
+        """The logits of a probe that is `count` probes of one shape, one under the other, for
+        `measure`: of all at once, where there is room for them, since the head is read as often as
+        it is applied."""
+        size = self.final[index].shape[:2].numel()
+        if 8 * size * self.head.shape[1] > _KEPT_BYTES:
+            starts = range(0, size, size // count)
+            return [partial(self._below, index, start) for start in starts]
+        return self.logits(index).chunk(count)
 
-        shape = self.final[indices[0]].shape[:2]
-        if 8 * len(indices) * shape.numel() * self.head.shape[1] > _KEPT_BYTES:
-            return [partial(self.at, index) for index in indices]
-        final = torch.cat([self.final[index].flatten(0, 1) for index in indices])
-        return self._unembed(final).view(len(indices), *shape, -1).unbind()
+    def _below(self, index: int, start: int, rows: Tensor) -> Tensor:
+        return self.at(index, start + rows)
 
     def rows(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The logits of a probe's positions, padding left out, in order, some rows at a time.
@@ -169,7 +171,7 @@ class Forward:
         """The logits [rows, v] at these indices into a probe's flattened [batch · pos]."""
         final = self.final[index].flatten(0, 1)
         rows = rows.to(final.device)
-        if self.kept is None or self.probes[index].mask is not None:
+        if self.kept is None:
             return self._unembed(final[rows])
         whole = self.wholes[index]
         if whole not in self.kept:
@@ -183,13 +185,16 @@ class Forward:
 
     def _unembed(self, final: Tensor) -> Tensor:
         """final [rows, d] -> logits [rows, v], the head widened a block of columns at a time."""
+        import torch
+
         d, v = self.head.shape
         logits = final.new_empty(final.shape[0], v)
         step = max(1, _CHUNK_BYTES // (8 * d))
         for start in range(0, v, step):
-            block = self.weights.widen(self.head[:, start : start + step])
-            logits[:, start : start + step] = final @ block
-        return logits + self.head_bias
+            some = slice(start, start + step)
+            block = self.weights.widen(self.head[:, some])
+            torch.addmm(self.head_bias[some], final, block, out=logits[:, some])
+        return logits
 
 
 def forward(

@@ -100,20 +100,31 @@ def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]
         range(0 if whole[i] == i else min(draws[i], draws[whole[i]]), draws[i])
         for i in range(len(probes))
     ]
-    many = [(i, draw) for i, more in enumerate(own) for draw in more]
+    # Those of a short one are one batch: the more rows a product has, the less each of them takes.
+    many = [
+        (i, draw, count)
+        for i, more in enumerate(own)
+        for count in [len(more) if probes[i].tokens.size <= _FEW else 1]
+        for draw in more[:: count or 1]
+    ]
     results: list[list[Rows]] = [[] for _ in probes]
     with exact_float32():
         jittered = forward(
-            source, [probes[i] for i, _ in many], dtype=torch.float32,
-            device=reference.device, jitter=[seed * 1000 + draw for _, draw in many],
+            source, [probes[i].repeated(count) for i, _, count in many], dtype=torch.float32,
+            device=reference.device, jitter=[seed * 1000 + draw for _, draw, _ in many],
         )  # fmt: skip
         for index in sorted(range(len(probes)), key=lambda i: whole[i] != i):
-            copies = [place for place, (i, _) in enumerate(many) if i == index]
+            copies = [
+                run
+                for place, (i, _, count) in enumerate(many)
+                if i == index
+                for run in jittered.each(place, count)
+            ]
             batch, length = probes[index].tokens.shape
             if whole[index] != index:
                 results[index] = [rows.part(batch, length) for rows in results[whole[index]]]
             if copies:
-                results[index] += measure_rows(reference, index, jittered.of_all(copies))
+                results[index] += measure_rows(reference, index, copies)
     return [[rows.errors() for rows in found] for found in results]
 
 

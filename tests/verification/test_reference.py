@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,18 +170,23 @@ def test_rows_are_the_logits_without_padding(original: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("room", [0, 2**28])
-def test_several_at_once_are_each_by_itself(
+def test_several_draws_at_once_are_each_by_itself(
     original: Checkpoint, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_module, "_KEPT_BYTES", room)
-    probes = [random_probe(original), random_probe(original, 7), random_probe(original)]
-    probes[2] = Probe("upside down", probes[0].tokens[::-1].copy())
-    run = forward(original, probes, dtype=torch.float64, jitter=[1, None, 2])
-    rows = torch.tensor([0, LONG + 3])
-    for index, logits in zip((0, 2), run.of_all((0, 2)), strict=True):
-        found = logits(rows) if callable(logits) else logits.flatten(0, 1)[rows]
-        assert callable(logits) == (room == 0)
-        torch.testing.assert_close(found, run.at(index, rows), rtol=1e-13, atol=1e-13)
+    few = random_probe(original, 7)
+    masked = replace(few, mask=np.arange(7) > np.array([[2], [-1]]))
+    for probe in (few, masked):
+        run = forward(original, [probe, probe.repeated(3)], dtype=torch.float64, jitter=[None, 1])
+        alone = run.logits(1).flatten(0, 1)
+        rows = torch.tensor([3, 9])
+        for draw, logits in enumerate(run.each(1, 3)):
+            found = logits(rows) if callable(logits) else logits.flatten(0, 1)[rows]
+            assert callable(logits) == (room == 0)
+            expected = alone[rows + draw * probe.tokens.size]
+            torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+            assert not torch.equal(found, run.at(0, rows)), "each is moved"
+            torch.testing.assert_close(found, run.at(0, rows), rtol=1e-9, atol=1e-9)
 
 
 def test_probes_advance_together_and_are_watched(original: Checkpoint) -> None:
