@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import sys
 import traceback
@@ -91,6 +92,8 @@ def reporting(command: Callback) -> Callback:
             if cores is not None:
                 use_cores(cores)
             numpy_without_threads()
+            # Looking for garbage while libraries are imported takes a fifth of their time.
+            gc.set_threshold(100_000)
             from converter.display import Display
 
             display = Display(as_json=as_json, quiet=quiet)
