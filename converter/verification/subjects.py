@@ -11,7 +11,7 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.errors import CannotDoHere
 from converter.opening import graphs_in
-from converter.verification.loading import resolve_device
+from converter.verification.loading import has_hooked_transformer, resolve_device
 from converter.verification.runtimes import Runtime, open_runtime
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -31,6 +31,16 @@ class Subject:
     """Whether neoconvert wrote it, so that all links must be compared."""
     just_written: bool
     """Whether it has just been written: what refuses it then refuses our work, and no input."""
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its software may be told where a sequence starts: HookedTransformer is not."""
+        artifact = self.checkpoint
+        return (
+            artifact.graph is not None
+            or artifact.layout != "hooked"
+            or not has_hooked_transformer()
+        )
 
 
 def subjects_of(

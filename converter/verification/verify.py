@@ -166,6 +166,9 @@ def verify(
             [place(python, "--python", "Name an interpreter.") for python in pythons],
             just_written=stated,
         )
+        if stated and not any(subject.takes_positions for subject in subjects):
+            # No other artifact of this original is verified with it, which might run them.
+            probes = [probe for probe in probes if not probe.start]
         result = _run(
             result, route, known, subjects, probes, weighing, str(device), seed, layers, say
         )

@@ -352,3 +352,19 @@ def test_the_last_line_names_what_was_not_compared(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.splitlines()[-1] == "  verified; not compared: program"
     Display().verification(dataclasses.replace(found, evidence=()))
     assert capsys.readouterr().out == "  verified\n"
+
+
+@needs_hooked
+def test_what_no_subject_can_run_is_not_run_for_it(tmp_path: Path) -> None:
+    """HookedTransformer takes no positions. Who verifies may have other artifacts to come."""
+    source, said = random_hf(tmp_path / "hf"), list[str]()
+    cases: dict[Layout, bool] = {"hooked": False, "bridge": True}
+    for layout, runs in cases.items():
+        said.clear()
+        converter.hf_to_tl(
+            source, tmp_path / layout, layout=layout, effort="quick", progress=lambda what, *_: said.append(what)
+        )  # fmt: skip
+        assert ("GPTNeoForCausalLM: last positions" in said) == runs
+    said.clear()
+    verify(source, tmp_path / "hooked", effort="quick", progress=lambda what, *_: said.append(what))
+    assert "GPTNeoForCausalLM: last positions" in said
