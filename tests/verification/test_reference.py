@@ -174,19 +174,27 @@ def test_several_draws_at_once_are_each_by_itself(
     original: Checkpoint, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference_module, "_KEPT_BYTES", room)
+    probe = random_probe(original, 7, batch=6)
+    run = forward(original, [probe], dtype=torch.float64)
+    alone = run.logits(0).flatten(0, 1)
+    rows = torch.tensor([3, 9])
+    for draw, logits in enumerate(run.each(0, 3)):
+        found = logits(rows) if callable(logits) else logits.flatten(0, 1)[rows]
+        assert callable(logits) == (room == 0)
+        torch.testing.assert_close(found, alone[rows + draw * 14], rtol=1e-13, atol=1e-13)
+
+
+def test_each_of_a_repeated_probe_is_moved_by_itself(original: Checkpoint) -> None:
     few = random_probe(original, 7)
     masked = replace(few, mask=np.arange(7) > np.array([[2], [-1]]))
     for probe in (few, masked):
         run = forward(original, [probe, probe.repeated(3)], dtype=torch.float64, jitter=[None, 1])
-        alone = run.logits(1).flatten(0, 1)
-        rows = torch.tensor([3, 9])
-        for draw, logits in enumerate(run.each(1, 3)):
-            found = logits(rows) if callable(logits) else logits.flatten(0, 1)[rows]
-            assert callable(logits) == (room == 0)
-            expected = alone[rows + draw * probe.tokens.size]
-            torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
-            assert not torch.equal(found, run.at(0, rows)), "each is moved"
-            torch.testing.assert_close(found, run.at(0, rows), rtol=1e-9, atol=1e-9)
+        found = run.final[1].view(3, *run.final[0].shape)
+        real = slice(None) if probe.mask is None else torch.from_numpy(probe.mask)
+        for one in found:
+            torch.testing.assert_close(one[real], run.final[0][real], rtol=1e-9, atol=1e-9)
+        assert not torch.equal(found[0], found[1])
+        assert not torch.equal(found[1], found[2])
 
 
 def test_probes_advance_together_and_are_watched(original: Checkpoint) -> None:
