@@ -180,7 +180,7 @@ def _links(
     stored = None
     if not (explained is not None or (made and (moved or standard.reference is not true))):
         source = artifact if artifact.complete else route.into(artifact)
-        stored = forward(source, list(few.values()), dtype=torch.float64).keeping()
+        stored = forward(source, list(few.values()), dtype=torch.float64)
     found.append(
         examine_program(
             runtime,
@@ -196,9 +196,7 @@ def _links(
     elif subject.name not in told:
         rounded = stored if artifact.complete and not same else None
         if rounded is not None and not moved and standard.reference is true:
-            expected = forward(
-                route.into(artifact), list(few.values()), dtype=torch.float64
-            ).keeping()
+            expected = forward(route.into(artifact), list(few.values()), dtype=torch.float64)
         found.append(
             examine_route(
                 route, subject.name, artifact, true, standard, expected, rounded,
