@@ -17,6 +17,14 @@ from converter.layout import Layout
 if TYPE_CHECKING:
     import torch
 
+OWN = "neoconvert's own forward"
+"""What runs where no library does."""
+NEEDS = {
+    "hooked": "TransformerLens 3 or earlier",
+    "bridge": "TransformerLens 3 or later",
+}
+"""What has the software of a layout that not every environment runs."""
+
 
 def load_hooked(directory: str | Path, device: str | None = None) -> Any:
     """A saved `hooked` directory as a HookedTransformer, with the directory's tokenizer.
@@ -122,6 +130,13 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
+
+
+def has_software(layout: Layout) -> bool:
+    """Whether there is software here that runs it."""
+    if layout == "hf":
+        return True
+    return has_hooked_transformer() if layout == "hooked" else has_bridge()
 
 
 def has_hooked_transformer() -> bool:

@@ -18,6 +18,7 @@ from converter.checkpoint import Checkpoint
 from converter.dtypes import same_bits
 from converter.route import Route
 from converter.verification.judge import ULP32
+from converter.verification.loading import OWN
 from converter.verification.measuring import measure
 from converter.verification.passes import threads_for
 from converter.verification.probes import Probe, cost, wholes
@@ -28,8 +29,6 @@ from converter.verification.runtimes import exact_float32
 from converter.verification.standard import rounding
 from converter.verification.subjects import Subject
 
-OWN = "neoconvert's own forward"
-"""What shows the streams where the software does not."""
 _DRAWS = 4
 _LONG = 600
 """Positions of the longest probe that is looked into."""

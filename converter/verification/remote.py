@@ -38,15 +38,10 @@ class Remote(Runtime):
     process: subprocess.Popen[str]
     folder: tempfile.TemporaryDirectory[str]
 
-    exact: bool
-    """Whether it runs in float64 too."""
-
     def logits(self, probe: Probe) -> Tensor:
         return self._logits(probe, exact=False)
 
     def exact_logits(self, probe: Probe) -> Tensor:
-        if not self.exact:
-            return super().exact_logits(probe)
         return self._logits(probe, exact=True)
 
     def _logits(self, probe: Probe, *, exact: bool) -> Tensor:
@@ -119,8 +114,10 @@ def open_remote(checkpoint: Checkpoint, python: Path, device: str = "auto") -> R
         _end(process)
         raise
     cpu = torch.device("cpu")
-    what = f"{info['what']} ({info['name']} {info['version']})"
-    return Remote(info["name"], what, info["version"], cpu, process, folder, info["exact"])
+    name, what, version = (str(info[key]) for key in ("name", "what", "version"))
+    if name != "neoconvert":  # which is the same in both
+        what += f" ({name} {version})"
+    return Remote(name, what, version, cpu, process, folder)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -184,10 +181,7 @@ def _serve(path: str, folder: Path, device: str) -> None:
 
     try:
         runtime = open_runtime(open_checkpoint(path, allow_pickle=True), device)
-        exact = runtime.name != "neoconvert"
-        answer(
-            {"name": runtime.name, "what": runtime.what, "version": runtime.version, "exact": exact}
-        )
+        answer({"name": runtime.name, "what": runtime.what, "version": runtime.version})
         for line in sys.stdin:
             asked = json.loads(line)
             with np.load(folder / _PROBE) as given:

@@ -19,8 +19,8 @@ from converter.layout import LAYOUTS
 from converter.verification.evidence import NotComparable
 from converter.verification.libraries import bridge_model, hf_model, hooked_model
 from converter.verification.loading import (
-    has_bridge,
-    has_hooked_transformer,
+    OWN,
+    has_software,
     installed,
     resolve_device,
 )
@@ -204,7 +204,7 @@ class OwnForward(Runtime):
 
     def exact_logits(self, probe: Probe) -> Tensor:
         raise NotComparable(
-            "no software here runs this layout, and the reference is not compared with itself"
+            "no software there runs this layout, and the reference is not compared with itself"
         )
 
     def logits(self, probe: Probe) -> Tensor:
@@ -252,10 +252,9 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
     try:
         if checkpoint.layout == "hf":
             return library("transformers", installed("transformers"), hf_model)
-        if checkpoint.layout == "hooked" and has_hooked_transformer():
-            return library("transformer_lens", lens, hooked_model)
-        if checkpoint.layout == "bridge" and has_bridge():
-            return library("transformer_lens", lens, bridge_model)
+        if has_software(checkpoint.layout):
+            load = hooked_model if checkpoint.layout == "hooked" else bridge_model
+            return library("transformer_lens", lens, load)
     except (
         NeoconvertError, RuntimeError, ValueError, LookupError, TypeError, AttributeError,
         AssertionError, OSError, StrictDataclassError, SafetensorError,
@@ -268,7 +267,10 @@ def open_runtime(checkpoint: Checkpoint, device: str = "auto") -> Runtime:
             where=f"{checkpoint.source.given} ({checkpoint.layout} layout)",
             do="Compare the config beside the weights with the one they came with.",
         ) from error
-    what = f"neoconvert's own forward (transformer-lens {lens} cannot run this layout)"
+    why = (
+        f"transformer-lens {lens} cannot run this layout" if lens else "TransformerLens is missing"
+    )
+    what = f"{OWN} ({why})"
     return OwnForward("neoconvert", what, installed("neoconvert"), where, checkpoint)
 
 

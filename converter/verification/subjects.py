@@ -11,7 +11,7 @@ from pathlib import Path
 from converter.checkpoint import Checkpoint
 from converter.errors import CannotDoHere
 from converter.opening import graphs_in
-from converter.verification.loading import has_hooked_transformer, resolve_device
+from converter.verification.loading import has_hooked_transformer, has_software, resolve_device
 from converter.verification.runtimes import Runtime, open_runtime
 
 RUNTIMES = ("torch", "onnxruntime")
@@ -51,8 +51,9 @@ def subjects_of(
     *,
     just_written: bool = False,
 ) -> list[Subject]:
-    """All there is to run: the weights in torch, here and in other environments, and the graphs,
-    the artifact itself or all in its directory, in onnxruntime.
+    """All there is to run: the weights in torch, here and in other environments, or in those alone
+    where no software here runs them; and the graphs, the artifact itself or all in its directory,
+    in onnxruntime.
 
     Args:
         runtime: "torch" or "onnxruntime" alone; None: both, where there is something for them.
@@ -66,11 +67,14 @@ def subjects_of(
     found: list[Subject] = []
     if artifact.graph is None and runtime != "onnxruntime":
         ours = just_written or written_here(artifact)
-        openers: list[Callable[[], Runtime]] = [partial(open_runtime, artifact, device)]
+        openers: list[Callable[[], Runtime]] = []
         if pythons:
             from converter.verification.remote import open_remote
 
             openers += [partial(open_remote, artifact, python, device) for python in pythons]
+        # Our own forward is no software of users: it is run where nothing else is.
+        if not pythons or has_software(artifact.layout):
+            openers.insert(0, partial(open_runtime, artifact, device))
         found += [Subject(artifact, opener, THE_WEIGHTS, ours, just_written) for opener in openers]
     graphs = graphs_of(artifact) if runtime != "torch" else []
     for graph in graphs:

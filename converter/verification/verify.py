@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from converter.checkpoint import Checkpoint
 from converter.choices import flags, of_kind, one_of, place, seed_of
 from converter.errors import MissingTensor, UsageError
+from converter.layout import Layout
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
 from converter.verification.criterion import STATE_IT, Criterion
 from converter.verification.evidence import LINKS, Evidence, problems
 from converter.verification.judge import MAX_RATIO
+from converter.verification.loading import NEEDS
 from converter.verification.original import Original, original_of
 from converter.verification.probes import (
     EFFORTS,
@@ -177,7 +179,8 @@ def verify(
         for item in result.evidence
     )
     found = (*result.problems, *problems(evidence, require or ()))
-    return replace(result, evidence=evidence, problems=found, passed=not found)
+    remarks = (*result.remarks, *_where_it_runs(artifact.layout, result, evidence))
+    return replace(result, evidence=evidence, remarks=remarks, problems=found, passed=not found)
 
 
 def _links(require: Collection[str] | str) -> list[str]:
@@ -284,6 +287,17 @@ def _how_to_state_limits(artifact: Checkpoint) -> list[str]:
     return [
         f"{artifact.graph_file} {what} float32's noise is no measure for it. State limits that it"
         f" must keep, such as {STATE_IT}."
+    ]
+
+
+def _where_it_runs(layout: Layout, result: Verification, evidence: Sequence[Evidence]) -> list[str]:
+    """What to do where the software is required, and was not there."""
+    missing = {ran.what for ran in result.runtimes if ran.name == "neoconvert"}
+    if not any(e.problem and e.link == "program" and e.subject in missing for e in evidence):
+        return []
+    return [
+        f"The {layout} layout needs {NEEDS[layout]}: name the python of an environment that has it"
+        " with --python, and none that has not."
     ]
 
 

@@ -14,9 +14,11 @@ import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.demo import MODEL
 from converter.errors import BadInput, CannotDoHere, VerificationFailed
+from converter.layout import Layout
 from converter.opening import open_artifact
 from converter.request import LedgerKind
 from converter.verification import Divergence, verify
+from converter.verification.loading import has_hooked_transformer
 from tests.marks import needs_hooked
 from tests.models import random_hf, write_as
 
@@ -51,6 +53,66 @@ def test_another_environment_sees_the_fault(original: Checkpoint, there: Path) -
     assert result.problems == tuple(e.why for e in off)
 
 
+HOOKED_HERE = has_hooked_transformer()
+OTHER = Path(__file__).parents[2] / ".venvs" / ("tl4" if HOOKED_HERE else "tl3") / "bin/python"
+"""With the other generation of TransformerLens."""
+needs_other = pytest.mark.skipif(not OTHER.exists(), reason=f"there is no {OTHER}")
+
+
+@needs_other
+@pytest.mark.parametrize("layout", ["hf", "bridge"])
+def test_both_generations(original: Checkpoint, there: Path, layout: Layout) -> None:
+    artifact = open_checkpoint(write_as(original, there, layout))
+    result = verify(original, artifact, effort="quick", pythons=OTHER, require="program")
+    assert result.passed, result.summary()
+    exact = [(e.subject, e.outcome) for e in result.evidence if e.link == "program"]
+    what = "TransformerBridge" if layout == "bridge" else "GPTNeoForCausalLM"
+    (here, first), (other, second) = exact
+    assert (here, first, second) == (what, "same", "same")
+    assert other.startswith(f"{what} (trans")
+
+
+@needs_other
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_hooked_artifact_where_transformer_lens_4_is_one_of_two(
+    original: Checkpoint, there: Path, edited: bool
+) -> None:
+    """HookedTransformer runs it wherever it is; an environment without it is required in vain."""
+    artifact = open_checkpoint(
+        write_as(original, there, "hooked", edit=edit if edited else None)  # type: ignore[arg-type]
+    )
+    result = verify(original, artifact, effort="quick", pythons=OTHER, require="program")
+    ran = [r.what for r in result.runtimes if r.role == "artifact"]
+    exact = [e for e in result.evidence if e.link == "program"]
+    assert ran == [e.subject for e in exact]
+    assert exact[0].outcome == "same"
+    assert ran[0].startswith("HookedTransformer")
+    assert result.passed == (not HOOKED_HERE and not edited)
+    advice = [r for r in result.remarks if "--python" in r]
+    if not HOOKED_HERE:
+        assert (len(ran), advice) == (1, [])
+        return
+    assert ran[1].startswith("neoconvert's own forward (transformer-lens 4.")
+    assert exact[1].outcome == "not comparable"
+    assert exact[1].why is not None
+    assert exact[1].why.startswith("no software there runs this layout")
+    assert len(advice) == 1
+    assert "TransformerLens 3 or earlier" in advice[0]
+
+
+@pytest.mark.skipif(HOOKED_HERE, reason="TransformerLens 3 runs the hooked layout")
+@needs_other
+def test_what_is_said_to_do_about_a_program_that_is_not_here(
+    original: Checkpoint, there: Path
+) -> None:
+    artifact = open_checkpoint(write_as(original, there, "hooked"))
+    failed = verify(original, artifact, effort="quick", require="program")
+    assert not failed.passed
+    (advice,) = (remark for remark in failed.remarks if "--python" in remark)
+    assert "TransformerLens 3 or earlier" in advice
+    assert verify(original, artifact, effort="quick", require="program", pythons=OTHER).passed
+
+
 def test_an_environment_that_cannot(original: Checkpoint, there: Path, tmp_path: Path) -> None:
     artifact = open_checkpoint(write_as(original, there, "hf"))
     with pytest.raises(CannotDoHere, match="it printed nothing"):
@@ -72,7 +134,7 @@ def test_an_environment_that_refuses(original: Checkpoint, there: Path) -> None:
 
 
 REFUSED = {"refused": ["what", "where", "do"]}
-HELLO = {"name": "transformers", "what": "x", "version": "1", "exact": False}
+HELLO = {"name": "transformers", "what": "x", "version": "1"}
 
 
 @pytest.mark.parametrize(
