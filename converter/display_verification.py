@@ -102,7 +102,7 @@ class VerificationShown:
     def _failure(self, result: Verification) -> None:
         """What --quiet leaves of a failure: an exit code alone would help nobody."""
         part = result.first_divergence
-        where = f" at {part.unit}" + (f", {part.tensor}" if part.tensor else "") if part else ""
+        where = f" at {part.unit}" + (f", {part.named}" if part.named else "") if part else ""
         verdict = "Not within the stated limits" if result.criterion else "Not verified"
         lines = [f"{verdict}: {result.artifact} departs from {result.original}{where}."]
         print("\n".join([*lines, *result.problems]), file=sys.stderr)

@@ -252,7 +252,7 @@ def require_verified(verification: Verification) -> None:
     if verification.passed:
         return
     part = verification.first_divergence
-    where = f"{part.unit}{f', {part.tensor}' if part.tensor else ''}: " if part else ""
+    where = f"{part.unit}{f', {part.named}' if part.named else ''}: " if part else ""
     raise VerificationFailed(
         "The converted files do not reproduce the original; nothing was published.",
         where=where + " ".join(verification.problems[:2]),

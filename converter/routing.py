@@ -188,7 +188,7 @@ def _with_ledger(source: Checkpoint, ledger: LedgerFile, reverse: Reverse) -> Ro
     if reverse == "exact" and ledger.kind != "exact":
         raise _cannot(f"the ledger is {ledger.kind}, made without --ledger exact", source)
     if reverse == "exact" and edited:
-        names = ", ".join(source.slots[key].name or key for key in sorted(edited)[:4])
+        names = ", ".join(source.tensor_name(key) for key in sorted(edited)[:4])
         raise _cannot(f"{len(edited)} tensor(s) were edited since processing: {names}", source)
     exact = ledger.kind == "exact" and not edited
     remarks = ["exact: every tensor has the original's SHA-256"] if exact else []
@@ -196,7 +196,7 @@ def _with_ledger(source: Checkpoint, ledger: LedgerFile, reverse: Reverse) -> Ro
         why = "the ledger is compact" if ledger.kind != "exact" else "weights were edited"
         remarks.append(f"functional: undone into the original basis, in float64 ({why})")
     if edited:
-        names = ", ".join(source.slots[key].name or key for key in sorted(edited)[:6])
+        names = ", ".join(source.tensor_name(key) for key in sorted(edited)[:6])
         more = f" and {len(edited) - 6} more" if len(edited) > 6 else ""
         remarks.append(f"edited since processing: {names}{more}")
     route = Undoing(

@@ -173,9 +173,10 @@ def _require_neutral(array: Array, slot: Slot, plan: Plan) -> None:
     assert slot.absence is not None, slot.key
     differing = int(np.count_nonzero(array != slot.absence.value))
     if differing:
+        name = slot.name or slot.key
         raise NotRepresentable(
-            f"{slot.key} is not {slot.absence.value:g} throughout, and layout {plan.layout} has no place for it.",
-            where=f"{slot.key}: {differing} of {array.size} elements",
+            f"{name} is not {slot.absence.value:g} throughout, and layout {plan.layout} has no place for it.",
+            where=f"{name}: {differing} of {array.size} elements",
             do="Convert with processing (fold_ln), or keep the checkpoint in its layout.",
         )
 

@@ -107,6 +107,15 @@ class Checkpoint:
         own = (str(self.slots[key].name) for key in self.stored)
         return [name for name in own if name not in names]
 
+    def tensor_name(self, key: str) -> str:
+        """A weight's name in this layout: of a tied head, the embedding's. Where the layout has no
+        place for it, its name in `hooked`."""
+        return self.slots[EMBEDDING if self.embedded(key) else key].name or key
+
+    def embedded(self, key: str) -> bool:
+        """Whether a weight is the head, and has no tensor but the embedding's."""
+        return key == HEAD and self.headless
+
     @property
     def buffers(self) -> list[str]:
         """Known buffers that the files hold beside the weights, by the layout's names."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from converter.dtypes import NAMES
 from converter.explaining.wording import collapsed, headline, line
-from converter.layout import Layout
+from converter.layout import ALSO_HEAD, Layout
 
 Verdict = Literal["same-weights", "same-function", "different-model"]
 
@@ -40,7 +40,8 @@ class TensorFact:
     key: str
     """Its `hooked` name."""
     name: str
-    """Its name in the converted checkpoint; where that has none, the `hooked` name."""
+    """Its name in the converted checkpoint, or in the original where that has no place for it; see
+    `Checkpoint.tensor_name`."""
     layer: int | None
     difference: float
     """The largest difference of the stored values."""
@@ -74,6 +75,13 @@ class TensorFact:
     cast: bool = False
     carried: bool = False
     """Its LayerNorm carries biases."""
+    tied: bool = False
+    """It is the head, in the embedding's tensor."""
+
+    @property
+    def named(self) -> str:
+        """Its name, for people."""
+        return self.name + (ALSO_HEAD if self.tied else "")
 
     @property
     def same(self) -> bool:
@@ -97,6 +105,7 @@ class TensorFact:
             "missing_steps": list(self.missing),
             "extra_steps": list(self.extra),
             "resembles": self.resembles,
+            "tied": self.tied,
             "line": line(self),
         }
 

@@ -213,7 +213,7 @@ def _facts(
 ) -> tuple[TensorFact, ...]:
     facts: dict[str, TensorFact] = {}
     for tensor in tensors:
-        fact = _fact(converted, tensor, decided, cast, tensors)
+        fact = _fact(original, converted, tensor, decided, cast, tensors)
         key, stored = tensor.key, any(tensor.key in c.stored for c in (original, converted))
         carrier = _carrier(tensor)
         if stored or (carrier is None and not fact.explained):
@@ -243,6 +243,7 @@ def _carrier(tensor: _Tensor) -> str | None:
 
 
 def _fact(
+    original: Checkpoint,
     converted: Checkpoint,
     tensor: _Tensor,
     decided: dict[str, Mark],
@@ -266,10 +267,11 @@ def _fact(
     extra = [] if shift else extra
     explained = agrees and not missing and not extra and not shift
     place = Place() if found.match.agrees else locate(found.match, converted, tensor.key)
+    named = converted if slot.name else original
     narrowed = cast is not None and not cast.exact and tensor.difference > 0
     return TensorFact(
         key=tensor.key,
-        name=slot.name or tensor.key,
+        name=named.tensor_name(tensor.key),
         layer=slot.layer,
         difference=tensor.difference,
         residual=found.match.residual,
@@ -288,6 +290,7 @@ def _fact(
         resembles=None if agrees else _resembled(converted, tensor, tensors),
         cast=narrowed,
         carried=tensor.carried and tensor.difference > 0,
+        tied=converted.embedded(tensor.key),
     )
 
 
@@ -303,5 +306,5 @@ def _resembled(converted: Checkpoint, tensor: _Tensor, tensors: list[_Tensor]) -
         if samples is None or same_place or not held.any():
             continue
         if np.linalg.norm(samples[0] - held) < 0.02 * np.linalg.norm(held):
-            return converted.slots[other.key].name or other.key
+            return converted.tensor_name(other.key)
     return None

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from converter import html
 from converter.explaining.explanation import Explanation, TensorFact
+from converter.explaining.wording import line
 from converter.output import inert
 from converter.wording import size_of_change
 
@@ -58,7 +59,7 @@ def render(found: Explanation) -> str:
         heads=_heads(found),
         odd=[fact for fact in differing if not fact.explained],
         rest=[fact for fact in differing if fact.explained],
-        lines={fact.name: fact.to_json()["line"] for fact in differing},
+        lines={fact.key: line(fact) for fact in differing},
     )
 
 
@@ -71,9 +72,9 @@ def _grid(found: Explanation) -> Grid:
     """Rows are the model's units from its input to its output, columns the tensors of a unit."""
     units: dict[str, dict[str, TensorFact]] = {}
     for fact in found.tensors:
-        unit, tail = _place(fact)
-        units.setdefault(unit, {})[tail] = fact
-    columns = tuple(dict.fromkeys(tail for tensors in units.values() for tail in tensors))
+        unit, column = _place(fact)
+        units.setdefault(unit, {})[column] = fact
+    columns = tuple(dict.fromkeys(column for tensors in units.values() for column in tensors))
     rows = tuple(
         (unit, tuple(_cell(tensors.get(column)) for column in columns))
         for unit, tensors in units.items()
@@ -82,18 +83,19 @@ def _grid(found: Explanation) -> Grid:
 
 
 def _place(fact: TensorFact) -> tuple[str, str]:
+    """The unit, and the tensor's name without the block's."""
     if fact.layer is not None:
-        return f"block {fact.layer}", fact.key.split(".", 2)[2]
+        return f"block {fact.layer}", fact.name.partition(f".{fact.layer}.")[2]
     unit = "output" if fact.key.startswith(("ln_final", "unembed")) else "input"
-    return unit, fact.key
+    return unit, fact.name
 
 
 def _cell(fact: TensorFact | None) -> Cell:
     if fact is None:
         return Cell("none", 0, "")
     if fact.same:
-        return Cell("same", 0, f"{fact.name}: the same numbers")
-    says = str(fact.to_json()["line"])
+        return Cell("same", 0, line(fact))
+    says = line(fact)
     if fact.explained:
         return Cell("steps", 1, says)
     return Cell("free" if fact.keeps_function else "changed", _strength(fact.relative), says)

@@ -22,10 +22,10 @@ _SHIFT = "all logits shift alike, and log-probabilities stay as they are"
 def line(fact: TensorFact) -> str:
     """One tensor in a sentence."""
     if fact.same:
-        return f"{fact.name}: the same numbers"
-    start = f"{fact.name} differs by up to {_size(fact.difference)}"
+        return f"{fact.named}: the same numbers"
+    start = f"{fact.named} differs by up to {_size(fact.difference)}"
     if fact.difference == 0:  # an equal tensor that should not be equal
-        start = f"{fact.name} is as it was"
+        start = f"{fact.named} is as it was"
     causes = [f"{step} undone" if step in fact.undone else step for step in fact.steps]
     free = [name for name, step in BY_NAME.items() if any(part.products for part in step.parts)]
     if fact.product and fact.explained and not set(free) & set(fact.steps):
@@ -131,6 +131,9 @@ def headline(found: Explanation) -> list[str]:
             "HookedTransformer.from_pretrained_no_processing, or neoconvert --process none,"
             " keeps Hugging Face's own numbers."
         )
+    before, after = (LAYOUTS[layout].title for layout in found.layouts)
+    if before != after and not all(fact.same for fact in found.tensors):
+        said.append(f"Tensors are named as in {after}.")
     return said
 
 
@@ -208,13 +211,13 @@ def _where(found: Explanation) -> list[str]:
         if "extra" in who:
             said.append(f"{step} shows in {_few(who['extra'])} only.")
     said += [
-        f"{t.name} has one number more for every token, and no step accounts for it: {_SHIFT}."
+        f"{t.named} has one number more for every token, and no step accounts for it: {_SHIFT}."
         for t in found.tensors
         if t.shift
     ]
     rest = [t for t in found.tensors if not (t.explained or t.missing or t.extra or t.shift)]
     if 0 < len(rest) <= 6:
-        where = [f"{t.name} at {t.place}" if t.place else t.name for t in rest]
+        where = [f"{t.named} at {t.place}" if t.place else t.named for t in rest]
         said.append(f"What no step explains: {'; '.join(where)}.")
     return said
 

@@ -3,9 +3,10 @@
 from converter.layout.architecture import Architecture, Row, Slot, UnitKind
 from converter.layout.layouts import LAYOUTS, Layout
 from converter.layout.ops import Rearrange, Sizes, axes
-from converter.layout.table import EMBEDDING, GPT_NEO, HEAD, TABLE, expand
+from converter.layout.table import ALSO_HEAD, EMBEDDING, GPT_NEO, HEAD, TABLE, expand
 
 __all__ = [
+    "ALSO_HEAD",
     "EMBEDDING",
     "GPT_NEO",
     "HEAD",

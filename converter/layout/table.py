@@ -22,6 +22,9 @@ def _rows(
     return tuple(Row(unit, *row) for row in rows)
 
 
+ALSO_HEAD = " (also the head)"
+"""Behind the name of the embedding's tensor, where it is meant as the head."""
+
 # fmt: off
 TABLE: tuple[Row, ...] = (
     *_rows(UnitKind.EMBED,

@@ -26,7 +26,8 @@ class ByValue:
 
     found: int
     missing: tuple[str, ...]
-    """`hooked` names of those that it has not as they are: it may hold them fused, or rounded."""
+    """Those that it has not as they are: it may hold them fused, or rounded. By their names in the
+    graph's layout."""
     wrong: tuple[Mismatch, ...]
     """Of the shape of a weight that is missing, and none of the weights; or a wrong copy of one."""
     more: tuple[str, ...]
@@ -52,7 +53,7 @@ def compare_by_value(route: Route, graph: Checkpoint, progress: Progress = silen
     for key, slot in graph.slots.items():
         if key not in route.source.stored and key != HEAD:
             continue
-        progress(f"weights: {key}")
+        progress(f"weights: {slot.name or key}")
         arrays = [made[code].tensor(key) for code in codes]
         forms = (form for array in arrays for form in _forms(slot, array, sizes))
         names = {name for form in forms for name in digests.get(_digest(form), ())}
@@ -77,7 +78,9 @@ def compare_by_value(route: Route, graph: Checkpoint, progress: Progress = silen
                 wrong.append(Mismatch(graph.slots[of].place, of, name))
             else:
                 more.append(name)
-    return ByValue(found, tuple(slot.key for slot in missing), tuple(wrong), tuple(more))
+    return ByValue(
+        found, tuple(slot.name or slot.key for slot in missing), tuple(wrong), tuple(more)
+    )
 
 
 def _forms(slot: Slot, array: np.ndarray, sizes: Sizes) -> Iterator[np.ndarray]:

@@ -122,9 +122,13 @@ def faulty_units(
         # Where every unit differs, the route is not the one the artifact took, and tells nothing.
         astray = all(differing.values())
         for unit in off:
-            tensors = {} if astray else differing.get(unit, {})
-            tensor = max(tensors, key=tensors.__getitem__) if tensors else None
-            found.setdefault(unit, Divergence(unit, tensor))
+            keys = {} if astray else differing.get(unit, {})
+            if keys:
+                key = max(keys, key=keys.__getitem__)
+                place = Divergence(unit, artifact.tensor_name(key), artifact.embedded(key))
+            else:
+                place = Divergence(unit, None)
+            found.setdefault(unit, place)
     if found:
         return tuple(found[unit] for unit in _units(route) if unit in found)
     if exact or layers.runtime == OWN:
@@ -200,16 +204,16 @@ def _forced(
 
 
 def _differing(route: Route, artifact: Checkpoint) -> dict[str, dict[str, float]]:
-    """By unit, the tensors that are not what the route makes, with their relative difference."""
+    """By unit, the weights that are not what the route makes, with their relative difference."""
     if not artifact.complete:
         return {}
     made = route.into(artifact)
     units: dict[str, dict[str, float]] = {}
     for key, slot in artifact.slots.items():
-        tensors = units.setdefault(slot.place, {})
+        keys = units.setdefault(slot.place, {})
         found, expected = artifact.tensor(key), made.tensor(key)
         if not same_bits(found, expected) and (difference := _relative(found, expected)):
-            tensors[slot.name or key] = difference
+            keys[key] = difference
     return units
 
 

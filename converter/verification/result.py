@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from converter.layout import ALSO_HEAD
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
 from converter.verification.reach import Reach
@@ -126,9 +127,16 @@ class Divergence:
 
     unit: str
     tensor: str | None
+    tied: bool = False
+    """The tensor is the embedding's, which is the head too."""
+
+    @property
+    def named(self) -> str | None:
+        """The tensor, for people."""
+        return self.tensor and self.tensor + (ALSO_HEAD if self.tied else "")
 
     def __str__(self) -> str:
-        return self.unit + (f": {self.tensor}" if self.tensor else "")
+        return self.unit + (f": {self.named}" if self.named else "")
 
 
 @dataclass(frozen=True)
@@ -236,10 +244,8 @@ class Verification:
                 "explained": None if weights.explained is None else list(weights.explained),
                 **({"absent": weights.absent} if weights.absent else {}),
             },
-            "first_divergence": None
-            if where is None
-            else {"unit": where.unit, "tensor": where.tensor},
-            "divergences": [{"unit": d.unit, "tensor": d.tensor} for d in self.divergences],
+            "first_divergence": None if where is None else dataclasses.asdict(where),
+            "divergences": [dataclasses.asdict(d) for d in self.divergences],
             "problems": list(self.problems),
             "remarks": list(self.remarks),
         }

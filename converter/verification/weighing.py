@@ -95,7 +95,7 @@ def weigh(
                 evidence.append(Evidence.not_comparable(name, "weights", error.why))
             else:
                 wrong += found.wrong
-                evidence.append(_by_value(found, name))
+                evidence.append(_by_value(found, name, graph))
         elif graph is not artifact or check is None:
             checks.append(_compared(route, graph, lossy, say))
             evidence.append(_weights(name, checks[-1], lossy))
@@ -137,7 +137,8 @@ def _weights(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
         first, count = check.mismatches[0], len(check.mismatches)
         why = (
             f"{name}{count} of {check.compared} tensors"
-            f" {'differs:' if count == 1 else 'differ, first'} {first.tensor} ({first.unit})."
+            f" {'differs:' if count == 1 else 'differ, first'} {first.tensor}"
+            f" ({first.unit}{', as the head' if first.tied else ''})."
         )
         return Evidence.differing(subject, "weights", first.tensor, why)
     how = None if check.explained is None else "accounted for by their steps, beyond rounding"
@@ -148,7 +149,9 @@ def _parting(wrong: Sequence[Mismatch], check: WeightCheck | None) -> tuple[Dive
     units: dict[str, Divergence] = {}
     for mismatch in (*(check.mismatches if check else ()), *wrong):
         if mismatch.unit:
-            units.setdefault(mismatch.unit, Divergence(mismatch.unit, mismatch.tensor))
+            units.setdefault(
+                mismatch.unit, Divergence(mismatch.unit, mismatch.tensor, mismatch.tied)
+            )
     if not units and check is not None and check.nodes:
         from converter.onnx.structure import unit_of
 
@@ -158,16 +161,17 @@ def _parting(wrong: Sequence[Mismatch], check: WeightCheck | None) -> tuple[Dive
     return tuple(units.values())
 
 
-def _by_value(found: ByValue, subject: str) -> Evidence:
+def _by_value(found: ByValue, subject: str, graph: Checkpoint) -> Evidence:
     total = found.found + len(found.missing)
     if found.wrong:
         first = found.wrong[0]
-        place = f", where {first.key} ({first.unit}) belongs" if first.unit else ""
+        key = graph.slots[first.key].name or first.key if first.key else None
+        place = f", where {key} ({first.unit}) belongs" if key else ""
         why = (
             f"{subject}: {len(found.wrong)} of its weights are none of the original's, first"
             f" {first.tensor}{place}."
         )
-        return Evidence.differing(subject, "weights", first.key or first.tensor, why)
+        return Evidence.differing(subject, "weights", key or first.tensor, why)
     if found.missing:
         why = (
             f"{len(found.missing)} of {total} weights are not in it as they are, first"

@@ -26,7 +26,14 @@ class Mismatch:
     key: str
     """Its `hooked` name."""
     tensor: str
-    """Its name in the artifact, or its `hooked` name where the artifact has no such tensor."""
+    """See `Checkpoint.tensor_name`."""
+    tied: bool = False
+    """It is the head, in the embedding's tensor."""
+
+    @staticmethod
+    def of(artifact: Checkpoint, key: str) -> Mismatch:
+        place, name = artifact.slots[key].place, artifact.tensor_name(key)
+        return Mismatch(place, key, name, artifact.embedded(key))
 
 
 @dataclass(frozen=True)
@@ -116,14 +123,14 @@ def compare_weights(
             continue
         compared += 1
         if key not in artifact.stored and slot.absence is None and key != HEAD:
-            mismatches.append(Mismatch(slot.place, key, slot.name or key))  # a graph without it
+            mismatches.append(Mismatch.of(artifact, key))  # a graph without it
             continue
         done += artifact.stored[key].nbytes if key in artifact.stored else 0
-        progress(f"weights: {key}", done, total)
+        progress(f"weights: {artifact.tensor_name(key)}", done, total)
         found = artifact.tensor(key)
         # A tensor left out as neutral stands for a value, and has no bits of its own.
         if not made.is_(key, found, bitwise=key in artifact.stored or key == HEAD):
-            mismatches.append(Mismatch(slot.place, key, slot.name or key))
+            mismatches.append(Mismatch.of(artifact, key))
     config = route.target_config.differences(artifact.config)
     if not mismatches and route.target_config.folded != artifact.config.folded:
         config += ("normalization_type",) if _norms_matter(artifact) else ()

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import converter
 from converter.demo import MODEL
 from converter.explaining.page import render, write_page
+from converter.layout import Layout
 from tests import browser
 from tests.browser import Page, Scheme
 
@@ -66,6 +67,55 @@ def test_the_map_shows_every_tensor(pairs: dict[str, converter.Explanation]) -> 
     assert "Different models" in render(pairs["edited"])
     assert "Same function" in render(pairs["processed"])
     assert "Same weights" in render(pairs["same"])
+
+
+@pytest.mark.parametrize("layout", ["hf", "hooked", "bridge"])
+@pytest.mark.parametrize("other", ["hf", "bridge"])
+def test_names_are_those_of_the_file(layout: Layout, other: Layout, tmp_path: Path) -> None:
+    """Of the converted one, on the map, in the lines and in JSON; and it is said whose they are."""
+
+    def written(name: str, layout: Layout) -> Path:
+        source = _edited(tmp_path / "hf") if name == "converted" else MODEL
+        if layout == "hf":
+            return source
+        made = converter.hf_to_tl(source, tmp_path / name, layout=layout, check=False)
+        return Path(made.output)
+
+    found = converter.explain(written("original", other), written("converted", layout))
+    assert found.layouts == (other, layout)
+    names = set(load_file(Path(found.converted) / "model.safetensors"))
+    if (other, layout) == ("bridge", "hf"):
+        names.add("unembed.bias")  # which HF's form has no place for
+    document = found.to_json()
+    assert {fact["name"] for fact in document["tensors"]} == names
+    assert set(found.unexplained) < names
+    page = render(found)
+    table = page[page.index('aria-label="Map of the model"') :]
+    columns = re.findall(r'<th scope="col"><span>([^<]+)</span>', table)
+    tails = {re.sub(r"^(transformer\.h|blocks)\.\d+\.", "", name) for name in names}
+    assert set(columns) == tails
+    said = "Tensors are named as in " in document["headline"]
+    assert said == (layout != other)
+
+
+def test_a_head_that_is_the_embedding_has_its_name(tmp_path: Path) -> None:
+    """The original has a head of its own; the other's file has no lm_head.weight."""
+    untied = Path(shutil.copytree(MODEL, tmp_path / "untied"))
+    tensors = dict(load_file(untied / "model.safetensors"))
+    head = tensors["transformer.wte.weight"].copy()
+    head[5, 3] += 0.5
+    save_file(tensors | {"lm_head.weight": head}, untied / "model.safetensors")
+    config = json.loads((untied / "config.json").read_text())
+    (untied / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    found = converter.explain(untied, MODEL)
+    assert found.unexplained == ("transformer.wte.weight",)
+    (line,) = found.lines()
+    assert line.startswith("transformer.wte.weight (also the head) differs by up to 0.5")
+    said = " ".join(found.headline()) + render(found) + json.dumps(found.to_json())
+    assert "lm_head" not in said
+    assert "transformer.wte.weight (also the head) at token 5" in said
+    back = converter.explain(MODEL, untied)
+    assert back.unexplained == ("lm_head.weight",)
 
 
 def test_the_larger_change_is_the_darker(pairs: dict[str, converter.Explanation]) -> None:

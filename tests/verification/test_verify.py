@@ -368,3 +368,24 @@ def test_what_no_subject_can_run_is_not_run_for_it(tmp_path: Path) -> None:
     said.clear()
     verify(source, tmp_path / "hooked", effort="quick", progress=lambda what, *_: said.append(what))
     assert "GPTNeoForCausalLM: last positions" in said
+
+
+def test_a_tied_head_has_the_name_of_its_tensor(tmp_path: Path) -> None:
+    """There is no lm_head.weight in the artifact's file, whatever the original's has."""
+    original = random_hf(tmp_path / "m", tied=False, scale=1.5)
+    tensors = dict(load_file(tmp_path / "m/model.safetensors"))
+    del tensors["lm_head.weight"]
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    (tmp_path / "tied").mkdir()
+    save_file(tensors, tmp_path / "tied/model.safetensors", metadata={"format": "pt"})
+    config["tie_word_embeddings"] = True
+    (tmp_path / "tied/config.json").write_text(json.dumps(config))
+    result = verify(original, tmp_path / "tied", effort="quick")
+    assert result.weights is not None
+    assert result.weights.mismatched == ("transformer.wte.weight",)
+    assert "transformer.wte.weight (final, as the head)" in result.problems[0]
+    assert result.first_divergence is not None
+    assert str(result.first_divergence) == "final: transformer.wte.weight (also the head)"
+    assert "lm_head" not in result.summary() + json.dumps(result.to_json())
+    back = verify(tmp_path / "tied", original, effort="quick")
+    assert str(back.first_divergence) == "final: lm_head.weight"
