@@ -89,9 +89,9 @@ def reference(
 def _record(
     original: Original, effort: Effort, text: Path | None, device: str, seed: int, say: Progress
 ) -> file.Contents:
+    from converter.verification.logits import Forward
     from converter.verification.passes import threads_for
     from converter.verification.probes import cost
-    from converter.verification.reference import Forward
 
     checkpoint = original.checkpoint
     probes = original.probes(checkpoint, seed, effort, text)

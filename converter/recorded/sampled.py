@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from converter.verification.reference import Forward, Source
+    from converter.verification.logits import Forward, Source
 
 Array = NDArray[Any]
 LIKELIEST = 16

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from converter.verification.logits import Source
     from converter.verification.measuring import Errors
-    from converter.verification.reference import Source
 
 
 @dataclass(frozen=True)

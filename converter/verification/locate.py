@@ -19,11 +19,12 @@ from converter.dtypes import same_bits
 from converter.route import Route
 from converter.verification.judge import ULP32
 from converter.verification.loading import OWN
+from converter.verification.logits import Source
 from converter.verification.measuring import measure
 from converter.verification.passes import threads_for
 from converter.verification.probes import Probe, cost, wholes
 from converter.verification.program import MAX_TIMES, ULP64
-from converter.verification.reference import Source, forward
+from converter.verification.reference import forward
 from converter.verification.result import Divergence, Layers, UnitError
 from converter.verification.runtimes import exact_float32
 from converter.verification.standard import rounding

@@ -19,10 +19,11 @@ from converter.onnx.opening import reader_of
 from converter.route import Route
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
+from converter.verification.logits import Source
 from converter.verification.onnx_runtime import OnnxRuntime
 from converter.verification.probes import Probe
 from converter.verification.program import MAX_TIMES, ULP64, exactly, few_of
-from converter.verification.reference import Source, forward
+from converter.verification.reference import forward
 from converter.verification.runtimes import Runtime
 from converter.verification.subjects import Subject
 

@@ -14,11 +14,12 @@ from converter.errors import BadInput, Fault, VerificationFailed, classified
 from converter.progress import Progress
 from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.loading import installed, resolve_device
+from converter.verification.logits import Forward
 from converter.verification.measuring import Errors, Rows, measure_rows
 from converter.verification.original import Pass
 from converter.verification.probes import Probe, cost
 from converter.verification.program import examine_program, few_of
-from converter.verification.reference import Forward, forward
+from converter.verification.reference import forward
 from converter.verification.result import RuntimeInfo
 from converter.verification.runtimes import Runtime, open_runtime
 from converter.verification.standard import noise_of

@@ -20,9 +20,10 @@ from converter.errors import Fault, classified
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
 from converter.verification.judge import ULP32, Floor, pooled_floor, widest
+from converter.verification.logits import Source
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
-from converter.verification.reference import Source, forward
+from converter.verification.reference import forward
 from converter.verification.runtimes import Runtime
 
 T = TypeVar("T")

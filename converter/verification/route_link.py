@@ -21,10 +21,11 @@ from converter.route import Expected, Route, Undoing
 from converter.verification.evidence import Evidence
 from converter.verification.exact import Truth
 from converter.verification.judge import Floor, pooled_floor, widest
+from converter.verification.logits import Forward
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.program import MAX_TIMES, ULP64, floor_in_float64
-from converter.verification.reference import Forward, forward
+from converter.verification.reference import forward
 from converter.verification.standard import Standard, undoes_rounding
 from converter.verification.subjects import THE_WEIGHTS
 

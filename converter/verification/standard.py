@@ -14,9 +14,10 @@ from converter.progress import Progress
 from converter.route import Route, Weights
 from converter.verification.exact import Truth
 from converter.verification.judge import Floor, pooled_floor
+from converter.verification.logits import Forward, Source
 from converter.verification.measuring import Errors, Rows, measure, measure_rows
 from converter.verification.probes import AFFORDABLE, Probe, cost
-from converter.verification.reference import Forward, Source, forward
+from converter.verification.reference import forward
 from converter.verification.runtimes import exact_float32
 
 _FEW = 64

@@ -14,9 +14,10 @@ from converter.checkpoint import Checkpoint
 from converter.onnx import Session
 from converter.verification.judge import Floor, pooled_floor
 from converter.verification.libraries import hf_model
+from converter.verification.logits import Forward, Source
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import Probe
-from converter.verification.reference import Forward, Source, forward
+from converter.verification.reference import forward
 from converter.verification.runtimes import exact_float32
 
 Array = NDArray[Any]

@@ -30,8 +30,9 @@ from converter.opening import Given, open_artifact
 from converter.verification import MAX_RATIO, Verification, standard_probes, verify
 from converter.verification.judge import Floor, pooled_floor, widest
 from converter.verification.loading import has_hooked_transformer
+from converter.verification.logits import Forward
 from converter.verification.measuring import measure
-from converter.verification.reference import Forward, forward
+from converter.verification.reference import forward
 from tests.models import random_hf
 from tests.verification.fault import ALL, RAW, Artifact, Fault, Weights
 from tests.verification.graph import Exact, Graph

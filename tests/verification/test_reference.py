@@ -17,7 +17,7 @@ from converter.errors import ConfigError
 from converter.route import Expected
 from converter.routing import plain
 from converter.verification import Probe
-from converter.verification import reference as reference_module
+from converter.verification import logits as logits_module
 from converter.verification.activations import activation_named
 from converter.verification.libraries import hooked_model
 from converter.verification.reference import forward
@@ -173,7 +173,7 @@ def test_rows_are_the_logits_without_padding(original: Checkpoint) -> None:
 def test_several_draws_at_once_are_each_by_itself(
     original: Checkpoint, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference_module, "_KEPT_BYTES", room)
+    monkeypatch.setattr(logits_module, "_KEPT_BYTES", room)
     probe = random_probe(original, 7, batch=6)
     run = forward(original, [probe], dtype=torch.float64)
     alone = run.logits(0).flatten(0, 1)
