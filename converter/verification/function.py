@@ -23,7 +23,7 @@ from converter.verification.program import examine_program, few_of
 from converter.verification.reference import forward
 from converter.verification.result import ProbeResult, RuntimeInfo
 from converter.verification.route_link import examine_route
-from converter.verification.runtimes import Runtime
+from converter.verification.runtime import Runtime
 from converter.verification.standard import Standard, standard_for
 from converter.verification.subjects import Subject
 from converter.verification.verdicts import failures, of_other_weights, probe_result

@@ -26,7 +26,7 @@ from converter.verification.probes import Probe, cost, wholes
 from converter.verification.program import MAX_TIMES, ULP64
 from converter.verification.reference import forward
 from converter.verification.result import Divergence, Layers, UnitError
-from converter.verification.runtimes import exact_float32
+from converter.verification.runtime import exact_float32
 from converter.verification.standard import rounding
 from converter.verification.subjects import Subject
 

@@ -18,7 +18,7 @@ from converter.onnx.session import Array, Edit, Session, has_cuda, past_of, with
 from converter.verification.evidence import NotComparable
 from converter.verification.loading import installed
 from converter.verification.probes import Probe
-from converter.verification.runtimes import Runtime
+from converter.verification.runtime import Runtime
 from converter.verification.twin import twin
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from converter.verification.onnx_runtime import OnnxRuntime
 from converter.verification.probes import Probe
 from converter.verification.program import MAX_TIMES, ULP64, exactly, few_of
 from converter.verification.reference import forward
-from converter.verification.runtimes import Runtime
+from converter.verification.runtime import Runtime
 from converter.verification.subjects import Subject
 
 _DRAWS = 2

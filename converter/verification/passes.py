@@ -21,7 +21,8 @@ from converter.verification.probes import Probe, cost
 from converter.verification.program import examine_program, few_of
 from converter.verification.reference import forward
 from converter.verification.result import RuntimeInfo
-from converter.verification.runtimes import Runtime, open_runtime
+from converter.verification.runtime import Runtime
+from converter.verification.runtimes import open_runtime
 from converter.verification.standard import noise_of
 
 _SMALL = 1e10

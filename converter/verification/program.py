@@ -24,7 +24,7 @@ from converter.verification.logits import Source
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import forward
-from converter.verification.runtimes import Runtime
+from converter.verification.runtime import Runtime
 
 T = TypeVar("T")
 MAX_TIMES = 64.0

@@ -23,7 +23,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import BadInput, CannotDoHere, Fault, UsageError, classified
 from converter.verification.evidence import NotComparable
 from converter.verification.probes import Probe
-from converter.verification.runtimes import Runtime, open_runtime
+from converter.verification.runtime import Runtime
+from converter.verification.runtimes import open_runtime
 
 if TYPE_CHECKING:
     from torch import Tensor

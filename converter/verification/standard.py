@@ -18,7 +18,7 @@ from converter.verification.logits import Forward, Source
 from converter.verification.measuring import Errors, Rows, measure, measure_rows
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.reference import forward
-from converter.verification.runtimes import exact_float32
+from converter.verification.runtime import exact_float32
 
 _FEW = 64
 """Positions up to which a probe is cheap for any model."""

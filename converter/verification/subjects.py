@@ -12,7 +12,8 @@ from converter.checkpoint import Checkpoint
 from converter.errors import CannotDoHere
 from converter.opening import graphs_in
 from converter.verification.loading import has_hooked_transformer, has_software, resolve_device
-from converter.verification.runtimes import Runtime, open_runtime
+from converter.verification.runtime import Runtime
+from converter.verification.runtimes import open_runtime
 
 RUNTIMES = ("torch", "onnxruntime")
 THE_WEIGHTS = "the weights"

@@ -18,7 +18,7 @@ from converter.verification.logits import Forward, Source
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
-from converter.verification.runtimes import exact_float32
+from converter.verification.runtime import exact_float32
 
 Array = NDArray[Any]
 LIMIT = 4.0

@@ -12,7 +12,7 @@ import torch
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.verification import passes, standard_probes, verify
-from converter.verification.runtimes import Library
+from converter.verification.library_runtime import Library
 from tests.models import random_hf, write_as
 
 Edits = dict[str, Callable[[np.ndarray], np.ndarray]]

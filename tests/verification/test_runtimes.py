@@ -23,11 +23,12 @@ from converter.errors import BadInput, CannotDoHere, ConfigError, TensorMismatch
 from converter.layout import Layout
 from converter.verification import load_bridge, load_hooked, loading, standard_probes
 from converter.verification.judge import MAX_RATIO, pooled_floor
+from converter.verification.library_runtime import Library
 from converter.verification.loading import has_hooked_transformer
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
-from converter.verification.runtimes import Library, open_runtime
+from converter.verification.runtimes import open_runtime
 from converter.verification.subjects import subjects_of
 from tests.marks import needs_hooked
 from tests.models import random_hf, write_as

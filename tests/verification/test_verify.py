@@ -30,6 +30,7 @@ from converter.verification import (
 )
 from converter.verification.evidence import Evidence
 from converter.verification.judge import ULP32, pooled_floor
+from converter.verification.library_runtime import Library
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
@@ -252,7 +253,7 @@ def test_what_the_machine_lacks_is_no_verdict(
     if where == "open":
         monkeypatch.setattr(runtimes, "hf_model", breaks)
     else:
-        monkeypatch.setattr(runtimes.Library, where, breaks)
+        monkeypatch.setattr(Library, where, breaks)
     with pytest.raises(type(error)) as caught:
         verify(original, original, **CPU)
     assert classified(caught.value).exit_code == code
@@ -262,14 +263,14 @@ def test_an_artifact_that_stops_while_it_runs_is_a_failed_verification(
     original: Checkpoint, there: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = open_checkpoint(write_as(original, there, "hooked"))
-    logits = runtimes.Library.logits
+    logits = Library.logits
 
-    def stops(self: runtimes.Library, probe: Probe) -> Any:
+    def stops(self: Library, probe: Probe) -> Any:
         if self.name == "transformers":
             return logits(self, probe)
         raise IndexError("index out of range in self")
 
-    monkeypatch.setattr(runtimes.Library, "logits", stops)
+    monkeypatch.setattr(Library, "logits", stops)
     monkeypatch.setattr(runtimes.OwnForward, "logits", stops)
     with pytest.raises(VerificationFailed, match="cannot run the artifact: index out of range"):
         verify(original, artifact, **CPU)
