@@ -11,31 +11,20 @@ from typing import TYPE_CHECKING
 from converter.checkpoint import Checkpoint
 from converter.choices import flags, of_kind, one_of, place, seed_of
 from converter.errors import MissingTensor, UsageError
-from converter.layout import Layout
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
 from converter.route import Route
-from converter.verification.criterion import STATE_IT, Criterion
+from converter.verification.criterion import Criterion
 from converter.verification.evidence import LINKS, Evidence, problems
 from converter.verification.judge import MAX_RATIO
-from converter.verification.loading import NEEDS
 from converter.verification.original import Original, original_of
-from converter.verification.probes import (
-    EFFORTS,
-    Effort,
-    Probe,
-)
+from converter.verification.probes import EFFORTS, Effort, Probe
 from converter.verification.reach import reach_of
+from converter.verification.remarks import how_to_state_limits, what_is_astray, where_it_runs
 from converter.verification.result import Divergence, Layers, Verification
-from converter.verification.subjects import (
-    RUNTIMES,
-    Subject,
-    graphs_of,
-    subjects_of,
-    written_here,
-)
+from converter.verification.subjects import RUNTIMES, Subject, graphs_of, subjects_of
 from converter.verification.weighing import Weighing, weigh
-from converter.verification.weights import astray, require_same_sizes
+from converter.verification.weights import require_same_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +127,7 @@ def verify(
     result = Verification(
         passed=False, runtimes=(), probes=(), weights=None, max_ratio=limit, effort=effort,
         original=original.source.given, artifact=artifact.source.given, criterion=criterion,
-        remarks=(*known.remarks, *_astray(artifact, checks)),
+        remarks=(*known.remarks, *what_is_astray(artifact, checks)),
     )  # fmt: skip
     weighing = None
     if "weights" in checks:
@@ -179,7 +168,7 @@ def verify(
         for item in result.evidence
     )
     found = (*result.problems, *problems(evidence, require or ()))
-    remarks = (*result.remarks, *_where_it_runs(artifact.layout, result, evidence))
+    remarks = (*result.remarks, *where_it_runs(artifact.layout, result, evidence))
     return replace(result, evidence=evidence, remarks=remarks, problems=found, passed=not found)
 
 
@@ -224,7 +213,7 @@ def _run(
     evidence = (*result.evidence, *ran.evidence)
     lossy = result.criterion is not None
     if ran.failed and not lossy:
-        remarks += _how_to_state_limits(ran.failed[0][1].checkpoint)
+        remarks += how_to_state_limits(ran.failed[0][1].checkpoint)
     if ran.vacuous and (lossy or not (checked is not None and checked.passed)):
         more.append("No log-probability is finite: nothing could be compared.")
     divergences = result.divergences
@@ -268,37 +257,6 @@ def _at_outputs(evidence: Sequence[Evidence]) -> tuple[Divergence, ...]:
     wrong = [e.where for e in evidence if (e.link, e.outcome) == ("program", "differs") and e.where]
     units = dict.fromkeys(unit for unit in map(unit_of, wrong) if unit)
     return tuple(Divergence(unit, None) for unit in units)
-
-
-def _astray(artifact: Checkpoint, checks: Collection[str]) -> list[str]:
-    """What transformers would not find in the artifact, unless it is a difference of weights."""
-    lost = astray(artifact)
-    return [lost.said] if lost and not (lost.fails and "weights" in checks) else []
-
-
-def _how_to_state_limits(artifact: Checkpoint) -> list[str]:
-    """What to do about a failed graph that is lossy on purpose."""
-    if artifact.graph is None or written_here(artifact):
-        return []
-    from converter.onnx.opening import reader_of
-
-    count = reader_of(artifact).file.quantised
-    what = f"is quantised ({count} nodes), and" if count else "may be lossy on purpose: if so,"
-    return [
-        f"{artifact.graph_file} {what} float32's noise is no measure for it. State limits that it"
-        f" must keep, such as {STATE_IT}."
-    ]
-
-
-def _where_it_runs(layout: Layout, result: Verification, evidence: Sequence[Evidence]) -> list[str]:
-    """What to do where the software is required, and was not there."""
-    missing = {ran.what for ran in result.runtimes if ran.name == "neoconvert"}
-    if not any(e.problem and e.link == "program" and e.subject in missing for e in evidence):
-        return []
-    return [
-        f"The {layout} layout needs {NEEDS[layout]}: name the python of an environment that has it"
-        " with --python, and none that has not."
-    ]
 
 
 def require_readable(original: Checkpoint) -> None:
