@@ -13,47 +13,32 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import ml_dtypes
-import numpy as np
 from threadpoolctl import threadpool_limits
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint import Checkpoint
 from converter.checkpoint.config import SIZES
 from converter.dtypes import CODES
 from converter.explaining.compare import Comparer
-from converter.explaining.explanation import Cast, Explanation, TensorFact, Verdict
-from converter.explaining.place import Place, locate
+from converter.explaining.explanation import Cast, Explanation, Verdict
+from converter.explaining.facts import ORDER, Searched, facts_of
 from converter.explaining.search import search
 from converter.explaining.unit import load, unpack
-from converter.explaining.ways import Found, Mark, connected
+from converter.explaining.ways import Mark, connected
 from converter.opening import Given, opened
-from converter.processing import STEPS, in_order
+from converter.processing import in_order
 from converter.processing.step import is_vector
 from converter.processing.steps import BY_NAME
 from converter.progress import Progress, silent
 from converter.route import groups
 
-ORDER = tuple(step.name for step in STEPS)
-_CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
-"""Where biases that HF lacks live."""
-_BIAS = "unembed.b_U"
-_UNTOLD = "too little agrees to tell"
-
-
-@dataclass
-class _Tensor:
-    """One tensor before the vote."""
-
-    key: str
-    difference: float
-    found: Found
-    carried: bool
+_UNCLEAR = "too little agrees to tell"
 
 
 @dataclass
 class _Read:
     """What a pass over all weights gives."""
 
-    tensors: list[_Tensor] = field(default_factory=list)
+    tensors: list[Searched] = field(default_factory=list)
     codes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """How many matrices have which dtypes: before, after, and stored as."""
     sides: set[str] = field(default_factory=set)
@@ -83,7 +68,7 @@ def explain(original: Given, converted: Given, *, progress: Progress | None = No
         read = _read(original, converted, compare, progress)
         if compare.coarse:  # met on the way: what came before is to be judged alike
             read = _read(original, converted, compare, progress)
-    # A scale of the scores is told by the weights: GPT-Neo has it in W_Q.
+    # The weights show a scale of the scores: GPT-Neo has it in W_Q.
     a, b = (replace(c.config, score_divisors=()) for c in (original, converted))
     reasons = [f"{name} differs in the configs" for name in a.differences(b)]
     if original.config.n_ctx != converted.config.n_ctx:
@@ -106,7 +91,9 @@ def _read(
         pair = unpack(load(original, converted, keys))
         carried = {name for part in pair.a_carried | pair.b_carried for name in part.changes}
         for name, found in search(pair, compare).items():
-            read.tensors.append(_Tensor(pair.prefix + name, pair.raw[name], found, name in carried))
+            read.tensors.append(
+                Searched(pair.prefix + name, pair.raw[name], found, name in carried)
+            )
         read.sides |= {"original"} if pair.a_carried else set()
         read.sides |= {"converted"} if pair.b_carried else set()
         for name, b in pair.b.items():
@@ -135,8 +122,8 @@ def _groups(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
             yield keys[names[-1]].rpartition(".")[0], [keys[name] for name in names]
 
 
-def _vote(tensors: list[_Tensor]) -> dict[str, Mark]:
-    """What most tensors say about each step; SILENT where none tells, SPOILT where none can.
+def _vote(tensors: list[Searched]) -> dict[str, Mark]:
+    """What most tensors say about each step; SILENT where none says anything, SPOILT where none can.
 
     Of as many, matrices decide: a bias of zeros looks centred, whatever was done.
     """
@@ -145,9 +132,9 @@ def _vote(tensors: list[_Tensor]) -> dict[str, Mark]:
         telling = [t for t in tensors if step in t.found.marks]
         votes = Counter(t.found.marks[step] for t in telling)
         matrices = Counter(t.found.marks[step] for t in telling if not is_vector(t.key))
-        told = [m for m in (Mark.APPLIED, Mark.UNDONE, Mark.ABSENT) if votes[m]]
-        if told:
-            result[step] = max(told, key=lambda m: (votes[m], matrices[m]))
+        said = [m for m in (Mark.APPLIED, Mark.UNDONE, Mark.ABSENT) if votes[m]]
+        if said:
+            result[step] = max(said, key=lambda m: (votes[m], matrices[m]))
         else:
             result[step] = Mark.SILENT if votes[Mark.SILENT] or not votes else Mark.SPOILT
     return result
@@ -162,7 +149,7 @@ def _verdict(
 ) -> Explanation:
     tensors, cast = read.tensors, _cast(read.codes)
     decided = _vote(tensors)
-    facts = _facts(original, converted, tensors, decided, cast)
+    facts = facts_of(original, converted, tensors, decided, cast)
     verdict: Verdict = "same-function"
     if reasons or any(not fact.explained and not fact.keeps_function for fact in facts):
         verdict = "different-model"
@@ -172,7 +159,7 @@ def _verdict(
     silence = {}
     for step in ORDER if tensors else ():
         if decided[step] is Mark.SPOILT:
-            silence[step] = _UNTOLD
+            silence[step] = _UNCLEAR
         elif decided[step] is Mark.SILENT:
             by = [s.name for s in in_order(steps) if BY_NAME[step] in s.includes]
             silence[step] = f"{by[0]} does it as well" if by else BY_NAME[step].silence
@@ -202,109 +189,3 @@ def _cast(codes: Counter[tuple[str, str, str]]) -> Cast | None:
     finer = [ml_dtypes.finfo(CODES[code]) for code in (after, before)]
     exact = bool(finer[0].eps < finer[1].eps and finer[0].max >= finer[1].max)
     return Cast(before, after, stored, exact)
-
-
-def _facts(
-    original: Checkpoint,
-    converted: Checkpoint,
-    tensors: list[_Tensor],
-    decided: dict[str, Mark],
-    cast: Cast | None,
-) -> tuple[TensorFact, ...]:
-    facts: dict[str, TensorFact] = {}
-    for tensor in tensors:
-        fact = _fact(original, converted, tensor, decided, cast, tensors)
-        key, stored = tensor.key, any(tensor.key in c.stored for c in (original, converted))
-        carrier = _carrier(tensor)
-        if stored or (carrier is None and not fact.explained):
-            facts[key] = fact
-        elif carrier is not None and not fact.explained:
-            held = facts[carrier]
-            keeps = fact.keeps_function and held.keeps_function
-            source = fact if held.explained else held
-            facts[carrier] = replace(
-                source,
-                key=carrier,
-                name=held.name,
-                difference=held.difference,
-                keeps_function=keeps,
-                shift=False,  # of the bias, not of what carries it
-            )
-    return tuple(facts[key] for key in converted.slots if key in facts)
-
-
-def _carrier(tensor: _Tensor) -> str | None:
-    """The tensor that stands for one that no file stores: the tied embedding, or the weight that
-    carries a bias."""
-    if tensor.key == HEAD:
-        return EMBEDDING
-    head, _, tail = tensor.key.rpartition(".")
-    return f"{head}.{_CARRIER[tail]}" if tensor.carried and tail in _CARRIER else None
-
-
-def _fact(
-    original: Checkpoint,
-    converted: Checkpoint,
-    tensor: _Tensor,
-    decided: dict[str, Mark],
-    cast: Cast | None,
-    tensors: list[_Tensor],
-) -> TensorFact:
-    found, slot = tensor.found, converted.slots[tensor.key]
-    separate = (Mark.APPLIED, Mark.UNDONE)
-    steps, missing, extra = [], [], []
-    for step in ORDER:
-        mark = found.marks.get(step, Mark.SILENT)
-        if mark in separate and mark is decided[step]:
-            steps += [step] if tensor.difference else []
-        elif mark in separate:
-            extra.append(step)
-        elif mark is Mark.ABSENT and decided[step] in separate:
-            missing.append(step)
-    agrees = found.match.agrees and not found.foreign
-    # What changes no log-probability is a mean that came or went; without its step, just that.
-    shift = tensor.key == _BIAS and found.keeps and not missing and not (agrees and not extra)
-    extra = [] if shift else extra
-    explained = agrees and not missing and not extra and not shift
-    place = Place() if found.match.agrees else locate(found.match, converted, tensor.key)
-    named = converted if slot.name else original
-    narrowed = cast is not None and not cast.exact and tensor.difference > 0
-    return TensorFact(
-        key=tensor.key,
-        name=named.tensor_name(tensor.key),
-        layer=slot.layer,
-        difference=tensor.difference,
-        residual=found.match.residual,
-        relative=found.match.relative,
-        steps=tuple(steps),
-        undone=tuple(step for step in steps if decided[step] is Mark.UNDONE),
-        explained=explained,
-        keeps_function=found.keeps or explained,
-        product=found.match.product,
-        where=place.where,
-        place=place.words,
-        by_head=place.by_head,
-        missing=tuple(missing) if agrees else (),
-        extra=tuple(extra) if agrees else (),
-        shift=shift,
-        resembles=None if agrees else _resembled(converted, tensor, tensors),
-        cast=narrowed,
-        carried=tensor.carried and tensor.difference > 0,
-        tied=converted.embedded(tensor.key),
-    )
-
-
-def _resembled(converted: Checkpoint, tensor: _Tensor, tensors: list[_Tensor]) -> str | None:
-    """The tensor whose place an altogether different one has taken."""
-    match = tensor.found.match
-    if match.samples is None or match.share < 0.5 or match.samples[0].size < 16:
-        return None
-    shape, held = converted.slots[tensor.key].hub_shape, match.samples[1]
-    for other in tensors:
-        samples = other.found.match.samples
-        same_place = other.key == tensor.key or converted.slots[other.key].hub_shape != shape
-        if samples is None or same_place or not held.any():
-            continue
-        if np.linalg.norm(samples[0] - held) < 0.02 * np.linalg.norm(held):
-            return converted.tensor_name(other.key)
-    return None
