@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint, sidecar
-from converter.checkpoint.checkpoint import read_checkpoint
+from converter.checkpoint.opening import read_checkpoint
 from converter.checkpoint.plan import make_plan
 from converter.checkpoint.reader import TorchReader
 from converter.checkpoint.sink import Memory

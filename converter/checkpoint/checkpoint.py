@@ -10,25 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from converter.checkpoint.beside import refuse_other_weights
 from converter.checkpoint.config import NeoConfig
-from converter.checkpoint.fitting import read_config
-from converter.checkpoint.matching import (
-    match,
-    require_neutral_norms,
-    require_present,
-    share_tied,
-    take_biases,
-)
 from converter.checkpoint.reader import Reader, Stored
-from converter.checkpoint.recognise import recognise
-from converter.checkpoint.source import Source, find
+from converter.checkpoint.source import Source
 from converter.checkpoint.standard import holds_weights
-from converter.checkpoint.vocabulary import misfit, own_code
-from converter.choices import flags, of_kind, place
 from converter.dtypes import CODES, cast, code_stated, holding, same_bits
-from converter.errors import UnknownTensor
-from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS, Layout, Slot, expand
+from converter.layout import EMBEDDING, HEAD, LAYOUTS, Layout, Slot
 from converter.piecewise import Index, Piecewise, cut
 
 if TYPE_CHECKING:
@@ -243,68 +230,3 @@ class Checkpoint:
             assert slot.absence is not None, key
             raw = np.full(slot.hub_shape, slot.absence.value, CODES[self.dtype])
         return cast(raw, dtype) if dtype else raw
-
-
-def open_checkpoint(
-    given: str | Path,
-    *,
-    revision: str | None = None,
-    cfg: str | Path | None = None,
-    allow_pickle: bool = False,
-    cache: str | Path | None = None,
-) -> Checkpoint:
-    """Open a directory, a weight file or a hub id, and check names, shapes and dtypes.
-
-    Args:
-        cache: where what comes from the hub is kept; None: in huggingface_hub's own.
-
-    Raises:
-        BadInput: see `converter.errors`; the message names the file, the tensor, what was
-            expected and what was found.
-    """
-    place(given, "SOURCE", "Give a directory, a weight file or a hub id.")
-    flags({"--allow-pickle": allow_pickle})
-    if revision is not None:
-        of_kind(revision, str, "--revision", "Give a branch, tag or commit.")
-    return read_checkpoint(
-        find(
-            str(given),
-            revision=revision,
-            cfg=None if cfg is None else place(cfg, "--cfg", "Name a JSON file."),
-            allow_pickle=allow_pickle,
-            cache=None if cache is None else place(cache, "cache", "Name a directory."),
-        )
-    )
-
-
-def read_checkpoint(source: Source) -> Checkpoint:
-    """What a source's headers and config say. Raises: see `open_checkpoint`."""
-    seen = recognise(source)
-    notes = [*source.notes, *seen.notes]
-    source, config = read_config(source, seen, notes)
-    layout = seen.layout
-    if layout == "hf":
-        refuse_other_weights(source)
-    slots = expand(layout, config.sizes, config.n_layers)
-    known = GPT_NEO.buffers(layout, config.n_layers)
-    dropped = dict.fromkeys(sorted(known & {*seen.found, *seen.other}), BUFFER)
-    if unknown := sorted(set(seen.other) - known):
-        raise UnknownTensor(
-            f"{len(unknown)} tensor(s) are no plain floats: {', '.join(unknown[:4])}.",
-            where=f"{source.path}: {unknown[0]} is {seen.other[unknown[0]]}",
-            do="Save the weights as dense float64, float32, float16 or bfloat16 tensors.",
-        )
-    found = {name: stored for name, stored in seen.found.items() if name not in known}
-    dropped |= take_biases(layout, slots, found, config, source)
-    stored = match(slots, found, source)
-    share_tied(layout, stored, source, notes)
-    if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:
-        config = NeoConfig(**{**config.__dict__, "folded": True})
-    require_present(layout, slots, stored, config, source)
-    if layout == "hooked" and config.folded:
-        require_neutral_norms(stored, source)
-    dropped |= seen.dropped
-    if unfit := misfit(source.tokenizer_files(), config.d_vocab):
-        notes.append(unfit)
-    notes += own_code(source.tokenizer_files(), source.hf_config)
-    return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converter.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import Json
+from converter.checkpoint.opening import read_checkpoint
 from converter.checkpoint.reader import TorchReader, plain_cfg
 from converter.checkpoint.source import LEDGER, Source
 from converter.choices import place

@@ -320,7 +320,7 @@ ROWS = [
     Row("checkpoint/reader.py", "The file ended inside", _ended, again(lambda: hf())),
     Row("checkpoint/reader.py", " has dtype ", wrong(lambda: write(WEIGHTS, _odd_dtype())), SOUND),
     Row("checkpoint/reader.py", "The file is not a sound safetensors", wrong(lambda: write(WEIGHTS, Path(WEIGHTS).read_bytes()[:-3])), SOUND),
-    Row("checkpoint/checkpoint.py", " tensor(s) are no plain floats", _with_int(), SOUND),
+    Row("checkpoint/opening.py", " tensor(s) are no plain floats", _with_int(), SOUND),
     Row("checkpoint/matching.py", " have no place in this GPT-Neo", config(num_layers=1, attention_types=[[["global"], 1]]), again(lambda: changed(CONFIG, num_layers=2, attention_types=[[["global", "local"], 1]])), "number of layers"),
     Row("checkpoint/matching.py", " of the model are missing", tensors(lambda t: t.pop("transformer.h.1.ln_2.bias")), SOUND, "incomplete"),
     Row("checkpoint/matching.py", " of the model are missing", config(tie_word_embeddings=False), again(lambda: changed(CONFIG, tie_word_embeddings=True)), "set it to true"),
