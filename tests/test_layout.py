@@ -62,7 +62,8 @@ def test_another_architecture_is_its_table() -> None:
         Row(UnitKind.BLOCK, "model.layers.{i}.act.scale", "blocks.{i}.act.w", "blocks.{i}.act.weight", "f", "f"),
         Row(UnitKind.FINAL, "out.weight", "unembed.W_U", "unembed.weight", "v d", "d v"),
     )  # fmt: skip
-    made_up = Architecture(rows, {"hf": ("model.rope",), "hooked": (), "bridge": ()})
+    masks: dict[Layout, tuple[str, ...]] = {"hf": ("model.rope",), "hooked": (), "bridge": ()}
+    made_up = Architecture(rows, masks, norms={"act": ()})
     hf, hooked = (made_up.expand(layout, SIZES, 2) for layout in ("hf", "hooked"))
     assert list(hf) == list(hooked) == [
         "embed.W_E",
@@ -73,6 +74,7 @@ def test_another_architecture_is_its_table() -> None:
     assert hf["blocks.1.mlp.W_in"].shape == (7, 6)
     assert hooked["blocks.1.mlp.W_in"].shape == (6, 7)
     assert made_up.without_place("hf") == ("mlp.b_in",)
+    assert made_up.writers("f") == ("mlp.W_in", "mlp.b_in")
     assert made_up.no_biases("hf", 1) == {"model.layers.0.up.bias": "blocks.0.mlp.b_in"}
     assert made_up.buffers("hf", 2) == {"model.rope"}
     assert set(made_up.templates("bridge")) == {row.bridge for row in rows}
@@ -87,7 +89,16 @@ def test_biases_that_gpt_neo_has_not() -> None:
     ]
     assert GPT_NEO.no_biases("hooked", 1) == GPT_NEO.no_biases("bridge", 1) == {}
     assert GPT_NEO.without_place("hf") == ("attn.b_Q", "attn.b_K", "attn.b_V", "unembed.b_U")
-    assert CARRIERS == ("ln1", "ln_final")
+    assert list(CARRIERS) == ["ln1", "ln_final"]
+    assert {b for pairs in CARRIERS.values() for _, b in pairs} == {*GPT_NEO.without_place("hf")}
+    assert not GPT_NEO.carriers("hooked")
+
+
+def test_weights_are_known_by_what_they_write() -> None:
+    assert GPT_NEO.writers("d") == (
+        "embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out",
+    )  # fmt: skip
+    assert GPT_NEO.writers("v") == ("unembed.W_U", "unembed.b_U")
 
 
 def test_what_is_absent_has_a_meaning() -> None:

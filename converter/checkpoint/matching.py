@@ -107,7 +107,7 @@ def require_neutral_norms(stored: dict[str, Stored], source: Source) -> None:
     """
     for key, tensor in stored.items():
         norm, _, part = key.rpartition(".")
-        if norm.split(".")[-1] not in ("ln1", "ln2", "ln_final"):
+        if norm.split(".")[-1] not in GPT_NEO.norms:
             continue
         if (_read(tensor, source) != (1.0 if part == "w" else 0.0)).any():
             raise TensorMismatch(

@@ -10,11 +10,12 @@ from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.explaining.explanation import Cast, TensorFact
 from converter.explaining.place import Place, locate
 from converter.explaining.ways import Found, Mark
+from converter.layout import GPT_NEO, Slot
 from converter.processing import STEPS
 
 ORDER = tuple(step.name for step in STEPS)
-_CARRIER = {"b_Q": "W_Q", "b_K": "W_K", "b_V": "W_V", "b_U": "W_U"}
-"""Where biases that HF lacks live."""
+_CARRIER = {b: w for pairs in GPT_NEO.carriers("hf").values() for w, b in pairs}
+"""For each bias that HF has no tensor for, the weight that carries it."""
 _BIAS = "unembed.b_U"
 
 
@@ -45,7 +46,7 @@ def facts_of(
     for tensor in tensors:
         fact = _fact(original, converted, tensor, decided, cast, tensors)
         key, stored = tensor.key, any(tensor.key in c.stored for c in (original, converted))
-        carrier = _carrier(tensor)
+        carrier = _carrier(tensor, converted.slots[tensor.key])
         if stored or (carrier is None and not fact.explained):
             facts[key] = fact
         elif carrier is not None and not fact.explained:
@@ -63,13 +64,14 @@ def facts_of(
     return tuple(facts[key] for key in converted.slots if key in facts)
 
 
-def _carrier(tensor: Searched) -> str | None:
+def _carrier(tensor: Searched, slot: Slot) -> str | None:
     """The tensor that stands for one that no file stores: the tied embedding, or the weight that
     carries a bias."""
     if tensor.key == HEAD:
         return EMBEDDING
-    head, _, tail = tensor.key.rpartition(".")
-    return f"{head}.{_CARRIER[tail]}" if tensor.carried and tail in _CARRIER else None
+    if tensor.carried and slot.local in _CARRIER:
+        return tensor.key.removesuffix(slot.local) + _CARRIER[slot.local]
+    return None
 
 
 def _fact(

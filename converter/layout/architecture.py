@@ -46,6 +46,11 @@ class Row:
     axes: str
     absence: Absence | None = None
 
+    @property
+    def local(self) -> str:
+        """The `hooked` name within its unit."""
+        return self.hooked.removeprefix(_BLOCK)
+
     def name(self, layout: Layout) -> str | None:
         """With `{i}` for the number of the block."""
         name: str | None = getattr(self, layout)
@@ -104,6 +109,9 @@ class Architecture:
     rows: tuple[Row, ...]
     masks: Mapping[Layout, tuple[str, ...]]
     """Buffers that old files hold: known, never written, recorded as dropped."""
+    norms: Mapping[str, tuple[tuple[str, str], ...]]
+    """Each LayerNorm with the weights that read it, and their biases, by `hooked` name within their
+    unit. In all these weights the axis that they read is the one before the last."""
 
     def expand(self, layout: Layout, sizes: Sizes, n_layers: int) -> dict[str, Slot]:
         """Every weight of the model in this layout, by `hooked` name, in the order of the forward
@@ -144,8 +152,21 @@ class Architecture:
 
     def without_place(self, layout: Layout) -> tuple[str, ...]:
         """The `hooked` names, within their units, of the weights that a layout never has."""
+        return tuple(row.local for row in self.rows if row.name(layout) is None)
+
+    def carriers(self, layout: Layout) -> dict[str, tuple[tuple[str, str], ...]]:
+        """The LayerNorms whose readers have no bias in a layout, with those readers."""
+        lacking = self.without_place(layout)
+        norms = self.norms.items()
+        return {norm: pairs for norm, pairs in norms if any(b in lacking for _, b in pairs)}
+
+    def writers(self, axis: str) -> tuple[str, ...]:
+        """The weights and biases that write along an axis, their last, by `hooked` name within
+        their units: all but the LayerNorms'."""
         return tuple(
-            row.hooked.removeprefix(_BLOCK) for row in self.rows if row.name(layout) is None
+            row.local
+            for row in self.rows
+            if row.axes.split()[-1] == axis and row.local.rpartition(".")[0] not in self.norms
         )
 
     def no_biases(self, layout: Layout, n_layers: int) -> dict[str, str]:

@@ -60,10 +60,21 @@ TABLE: tuple[Row, ...] = (
         (None,                                   "unembed.b_U",    "unembed.bias",       "v",       "v",     HEAD_BIAS)),
 )
 
-GPT_NEO = Architecture(TABLE, masks={
-    "hf": ("transformer.h.{i}.attn.attention.bias", "transformer.h.{i}.attn.attention.masked_bias"),
-    "hooked": ("blocks.{i}.attn.mask", "blocks.{i}.attn.IGNORE"),
-    "bridge": (),
-})
 # fmt: on
+GPT_NEO = Architecture(
+    TABLE,
+    masks={
+        "hf": (
+            "transformer.h.{i}.attn.attention.bias",
+            "transformer.h.{i}.attn.attention.masked_bias",
+        ),
+        "hooked": ("blocks.{i}.attn.mask", "blocks.{i}.attn.IGNORE"),
+        "bridge": (),
+    },
+    norms={
+        "ln1": (("attn.W_Q", "attn.b_Q"), ("attn.W_K", "attn.b_K"), ("attn.W_V", "attn.b_V")),
+        "ln2": (("mlp.W_in", "mlp.b_in"),),
+        "ln_final": (("unembed.W_U", "unembed.b_U"),),
+    },
+)
 expand = GPT_NEO.expand

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from converter.layout import GPT_NEO
 from converter.piecewise import largest, wide
-from converter.processing.fold_ln import NORMS, fold, identity
 from converter.processing.fold_ln import STEP as _FOLD
+from converter.processing.fold_ln import fold, identity
 from converter.processing.fold_value_biases import FoldValueBiases
 from converter.processing.portable import mean, total
 from converter.processing.step import (
@@ -42,8 +42,7 @@ from converter.processing.step import (
 )
 
 _LACKING = GPT_NEO.without_place("hf")
-CARRIERS = tuple(norm for norm, readers in NORMS.items() if {b for _, b in readers} & {*_LACKING})
-"""The norms whose readers have no bias in HF."""
+CARRIERS = GPT_NEO.carriers("hf")
 _FOLDED = "fold."
 
 
@@ -71,14 +70,14 @@ class Carry(Step):
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         result: dict[str, Array] = dict(unit)
         record: dict[str, NDArray[Any]] = {}
-        for norm in CARRIERS:
-            if not {b for _, b in NORMS[norm]} & set(unrepresentable(result)):
+        for norm, readers in CARRIERS.items():
+            if not {b for _, b in readers} & set(unrepresentable(result)):
                 continue
             if not identity(result, norm):
                 result, folded = fold(result, norm)
                 record |= {_FOLDED + key: array for key, array in folded.items()}
             width = result[f"{norm}.w"].size
-            for w, b in NORMS[norm]:
+            for w, b in readers:
                 # β reaches every reader, so each must be centred, to better than storage rounds.
                 record[w] = result[b] / (self.c * width) - mean(result[w], -2)
                 result[w] = result[w] + record[w][..., None, :]
@@ -94,15 +93,15 @@ class Carry(Step):
         return _FOLD.displaced(_uncarried(unit, record), _folded(record), rounding)
 
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
-        readers = [w for norm in CARRIERS for w, _ in NORMS[norm] if w in shapes]
+        readers = [w for pairs in CARRIERS.values() for w, _ in pairs if w in shapes]
         expected: RecordShapes = {w: (*shapes[w][:-2], shapes[w][-1]) for w in readers}
         folded = _FOLD.record_shapes(shapes, _folded(record))
         return expected | {_FOLDED + key: shape for key, shape in folded.items()}
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
         names = _FOLD.reads(name, _folded(record))
-        for norm in CARRIERS:
-            if NORMS[norm][0][0] in record:
+        for norm, readers in CARRIERS.items():
+            if readers[0][0] in record:
                 as_folded = {f"{norm}.w": np.ones(0), f"{norm}.b": np.zeros(0)}
                 names = frozenset().union(*(_FOLD.reads(each, as_folded) for each in names))
         return names
@@ -126,11 +125,11 @@ class Carry(Step):
 def _uncarried(unit: Unit, record: Record) -> dict[str, Array]:
     """The biases in their own tensors again, before an identity LayerNorm."""
     result = dict(unit)
-    for norm in CARRIERS:
-        if NORMS[norm][0][0] not in record:
+    for norm, readers in CARRIERS.items():
+        if readers[0][0] not in record:
             continue
         gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
-        for w, b in NORMS[norm]:
+        for w, b in readers:
             result[b] = unit.get(b, 0.0) + total(unit[w], -2, bias)
             result[w] = unit[w] * gain[:, None] - record[w][..., None, :]
         result[f"{norm}.w"], result[f"{norm}.b"] = np.ones_like(gain), np.zeros_like(bias)
@@ -150,8 +149,8 @@ def absorb(unit: Unit, limit: float = 1.0) -> dict[str, Array]:
     stays, and `unrepresentable` names it: `Carry` always has a way, at the cost of the norm's basis.
     """
     result, _ = FoldValueBiases().apply(in_float64(unit))
-    for norm in CARRIERS:
-        for w, b in NORMS[norm]:
+    for norm, readers in CARRIERS.items():
+        for w, b in readers:
             if b not in unrepresentable(result):
                 continue
             direction = _null_direction(result[f"{norm}.w"], result[f"{norm}.b"])

@@ -4,6 +4,7 @@ W_U [d, v] and b_U [v] lose their means over v. At each position all logits shif
 number, x̂·mean(W_U) + mean(b_U), and log-probabilities stay as they are.
 """
 
+from converter.layout import GPT_NEO
 from converter.processing.centring import Centring
 
 
@@ -14,7 +15,7 @@ class CenterUnembed(Centring):
         " at each position, log-probabilities do not"
     )
     silence = "the unembedding is centred already"
-    tensors = ("unembed.W_U", "unembed.b_U")
+    tensors = GPT_NEO.writers("v")
 
 
 STEP = CenterUnembed()

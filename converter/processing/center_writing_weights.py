@@ -4,6 +4,7 @@ LayerNorm subtracts the mean of its input, so a constant added to all of a resid
 never reaches a layer. Equal to TransformerLens's with LN folded or not.
 """
 
+from converter.layout import GPT_NEO
 from converter.processing.centring import Centring
 
 
@@ -11,7 +12,7 @@ class CenterWritingWeights(Centring):
     name = "center_writing_weights"
     sentence = "weights that write to the residual stream lost their mean, which no LayerNorm sees"
     silence = "what is written to the residual stream is centred already"
-    tensors = ("embed.W_E", "pos_embed.W_pos", "attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")
+    tensors = GPT_NEO.writers("d")
 
 
 STEP = CenterWritingWeights()

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.layout import GPT_NEO
 from converter.piecewise import along, deferred, extent, largest, wide, with_rows
 from converter.processing.portable import halved, mean, total
 from converter.processing.step import (
@@ -48,13 +49,6 @@ from converter.processing.step import (
     off_centre,
 )
 
-NORMS: dict[str, tuple[tuple[str, str], ...]] = {
-    "ln1": (("attn.W_Q", "attn.b_Q"), ("attn.W_K", "attn.b_K"), ("attn.W_V", "attn.b_V")),
-    "ln2": (("mlp.W_in", "mlp.b_in"),),
-    "ln_final": (("unembed.W_U", "unembed.b_U"),),
-}
-"""Each LayerNorm with the weights that read it; in all of them d is the axis before the last."""
-
 _WORST = 8.0
 """Undoing may magnify the rounding of W' by this much, relative to the row, before it is kept."""
 _AT_A_TIME = 64
@@ -73,7 +67,7 @@ def fold(unit: Unit, norm: str) -> tuple[dict[str, Array], dict[str, NDArray[Any
     gain, bias = unit[f"{norm}.w"], unit[f"{norm}.b"]
     result = dict(unit)
     record: dict[str, NDArray[Any]] = {f"{norm}.w": gain, f"{norm}.b": bias}
-    for w, b in NORMS[norm]:
+    for w, b in GPT_NEO.norms[norm]:
         if w not in unit:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
@@ -130,13 +124,13 @@ class FoldLn(Step):
     silence = "every LayerNorm has gain one and bias zero already"
     parts = tuple(
         Part((f"{norm}.w", f"{norm}.b", *sum(readers, ())), empties=(f"{norm}.w", f"{norm}.b"))
-        for norm, readers in NORMS.items()
+        for norm, readers in GPT_NEO.norms.items()
     )
 
     def apply(self, unit: Unit) -> tuple[dict[str, Array], dict[str, NDArray[Any]]]:
         result: dict[str, Array] = dict(unit)
         record: dict[str, NDArray[Any]] = {}
-        for norm in NORMS:
+        for norm in GPT_NEO.norms:
             if f"{norm}.w" in unit:
                 result, kept = fold(result, norm)
                 record |= kept
@@ -144,7 +138,7 @@ class FoldLn(Step):
 
     def undo(self, unit: Unit, record: Record, rounding: Rounding = FLOAT32) -> dict[str, Array]:
         result = dict(unit)
-        for norm, readers in NORMS.items():
+        for norm, readers in GPT_NEO.norms.items():
             if f"{norm}.w" not in record:
                 continue
             gain, bias = _gain(unit, record, norm, rounding), record[f"{norm}.b"]
@@ -159,7 +153,7 @@ class FoldLn(Step):
     def bounds(self, part: Part, unit: Mapping[str, Sized]) -> Bounds:
         gain, bias = (np.abs(unit[name].value)[:, None] for name in part.empties)
         result: dict[str, tuple[Array | float, Array | float]] = {}
-        for w, b in NORMS[part.changes[0].removesuffix(".w")]:
+        for w, b in GPT_NEO.norms[part.changes[0].removesuffix(".w")]:
             if w in unit:
                 result[w] = gain, 2 * unit[w].total(-2, gain) / len(gain)
                 result[b] = 1.0, unit[w].total(-2, bias)[..., 0, :] + np.abs(unit[b].value)
@@ -167,7 +161,7 @@ class FoldLn(Step):
 
     def displaced(self, unit: Unit, record: Record, rounding: Rounding) -> frozenset[str]:
         names: set[str] = set()
-        for norm, readers in NORMS.items():
+        for norm, readers in GPT_NEO.norms.items():
             if f"{norm}.w" in record:
                 gain = _gain(unit, record, norm, rounding)
                 if not np.array_equal(gain, record[f"{norm}.w"], equal_nan=True):
@@ -175,7 +169,7 @@ class FoldLn(Step):
         return frozenset(names)
 
     def reads(self, name: str, record: Record) -> frozenset[str]:
-        for norm, readers in NORMS.items():
+        for norm, readers in GPT_NEO.norms.items():
             if f"{norm}.w" not in record:
                 continue
             for w, b in readers:
@@ -189,7 +183,7 @@ class FoldLn(Step):
 
     def record_shapes(self, shapes: Shapes, record: Record) -> RecordShapes:
         expected: RecordShapes = {}
-        for norm, readers in NORMS.items():
+        for norm, readers in GPT_NEO.norms.items():
             if f"{norm}.w" not in shapes:
                 continue
             expected |= {f"{norm}.{part}": shapes[f"{norm}.{part}"] for part in "wb"}
@@ -206,7 +200,7 @@ class FoldLn(Step):
     def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
         norm = part.changes[0].removesuffix(".w")
         done = identity(unit, norm) and all(
-            centred(unit[w], -2, rounding) for w, _ in NORMS[norm] if w in unit
+            centred(unit[w], -2, rounding) for w, _ in GPT_NEO.norms[norm] if w in unit
         )
         return State.APPLIED if done else State.NOT_APPLIED
 
@@ -214,7 +208,7 @@ class FoldLn(Step):
         gain, bias = part.empties
         if ((unit[gain] == 1) & (unit[bias] == 0)).mean() <= 0.5:
             return math.inf
-        readers = NORMS[gain.removesuffix(".w")]
+        readers = GPT_NEO.norms[gain.removesuffix(".w")]
         return max(off_centre(unit[w], -2) for w, _ in readers if w in unit)
 
 
@@ -231,7 +225,7 @@ def _unmoved(b: Array, folded: Array, given: Array, own: Array, bias: Array) -> 
 def _gain(unit: Unit, record: Record, norm: str, rounding: Rounding) -> Array:
     """The original gain, or where a kept row was edited beyond its reach, 1."""
     gain: Array = record[f"{norm}.w"]
-    for w, _ in NORMS[norm]:
+    for w, _ in GPT_NEO.norms[norm]:
         rows = record.get(f"{w}.rows")
         if w not in unit or rows is None:
             continue

@@ -149,7 +149,7 @@ def hooked_model(
 def _is_identity_norm(name: str, tensor: Tensor) -> bool:
     _, _, norm = name.removesuffix(".w").removesuffix(".b").rpartition(".")
     neutral = 1 if name.endswith(".w") else 0
-    return norm in ("ln1", "ln2", "ln_final") and bool((tensor == neutral).all())
+    return norm in GPT_NEO.norms and bool((tensor == neutral).all())
 
 
 def bridge_model(

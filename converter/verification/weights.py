@@ -13,6 +13,7 @@ from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.standard import STANDARD, weights_name
 from converter.dtypes import CODES, NAMES, cast
 from converter.errors import NotRepresentable, TensorMismatch
+from converter.layout import GPT_NEO
 from converter.progress import Progress, silent
 from converter.route import Route
 
@@ -194,7 +195,7 @@ def _norms_matter(checkpoint: Checkpoint) -> bool:
     return any(
         bool(np.any(checkpoint.tensor(key) != gains[key[-2:]]))
         for key, slot in checkpoint.slots.items()
-        if slot.local.split(".")[0] in ("ln1", "ln2", "ln_final")
+        if slot.local.split(".")[0] in GPT_NEO.norms
     )
 
 
