@@ -166,9 +166,9 @@ def _made(
     code, source = code_asked(dtype), opened(given)
     route = _route(source, layout, process, reverse, recast=code is not None)
     plan = make_plan(route, layout, dtype=code)
-    of_lens = LAYOUTS[layout].config == "cfg.json"
-    tl = sidecar.cfg(route, plan, recast=True) if of_lens else None
-    hf = None if of_lens else sidecar.hf_config(route, plan, recast=True)
+    has_cfg = LAYOUTS[layout].has_cfg
+    tl = sidecar.cfg(route, plan, recast=True) if has_cfg else None
+    hf = None if has_cfg else sidecar.hf_config(route, plan, recast=True)
     memory = Memory(plan)
     stream(route, plan, memory, None, progress or silent)
     place = Path(f"{layout} in memory")

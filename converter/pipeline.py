@@ -15,7 +15,7 @@ from converter.checkpoint.replaceable import check_output
 from converter.checkpoint.standard import WEIGHTS
 from converter.checkpoint.writer import Writer
 from converter.exporting import facts, require_verified
-from converter.layout import Layout
+from converter.layout import LAYOUTS, Layout
 from converter.model_card import model_card, write_card
 from converter.opening import open_artifact
 from converter.request import Checking, Writing
@@ -110,7 +110,7 @@ def convert(
     graph, code = writing.graph, writing.code
     plan = make_plan(route, layout, dtype=code, max_shard_size=writing.max_shard_size)
     sidecar.require_copyable(source.source)
-    if layout == "hooked":
+    if LAYOUTS[layout].has_cfg:
         # an activation that TransformerLens lacks is refused before a weight is read
         sidecar.cfg(route, plan, recast=False)
     if graph is not None:

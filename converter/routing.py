@@ -14,7 +14,7 @@ from converter.checkpoint.provenance import describes
 from converter.checkpoint.source import LEDGER
 from converter.dtypes import same_bits, sha256
 from converter.errors import CannotUndo, UsageError
-from converter.layout import GPT_NEO, Layout, Slot
+from converter.layout import GPT_NEO, LAYOUTS, Layout, Slot
 from converter.piecewise import stored_as
 from converter.processing import Carry, Rounding, State, Step, detect, in_order
 from converter.processing.step import in_float64, is_vector
@@ -74,10 +74,10 @@ def processing(source: Checkpoint, steps: Sequence[Step], layout: Layout) -> Rou
     wanted = tuple(step for step in steps if step.name not in done)
     remarks = tuple(f"{name} is applied already: not applied twice" for name in sorted(done))
     touched = {step.name for step in wanted}
-    carry = (Carry(),) if layout == "hf" else ()
+    carry = (Carry(),) if GPT_NEO.carriers(layout) else ()
     return Processing(
         source,
-        folded=layout != "hf" and (source.config.folded or "fold_ln" in touched | done),
+        folded=LAYOUTS[layout].folds and (source.config.folded or "fold_ln" in touched | done),
         tied=source.tied and not any(step.touches({EMBEDDING, HEAD}) for step in wanted),
         steps=tuple(s.name for s in in_order({*touched, *done, *recorded_steps(source)})),
         remarks=remarks,

@@ -126,8 +126,8 @@ class Checkpoint:
     @property
     def stated_dtype(self) -> str | None:
         """The dtype that the config beside the weights states, in which their library opens them."""
-        of_lens = LAYOUTS[self.layout].config == "cfg.json"
-        said = (self.source.tl_config if of_lens else self.source.hf_config) or {}
+        has_cfg = LAYOUTS[self.layout].has_cfg
+        said = (self.source.tl_config if has_cfg else self.source.hf_config) or {}
         return code_stated(str(said.get("dtype") or said.get("torch_dtype")).removeprefix("torch."))
 
     @property
@@ -178,7 +178,7 @@ class Checkpoint:
     def original_hf_config(self) -> dict[str, Any] | None:
         """The HF config beside the weights, or the one that provenance kept through TL."""
         beside = self.source.hf_config or {}
-        foreign = self.layout == "hooked" and beside.get("model_type") != "gpt_neo"
+        foreign = LAYOUTS[self.layout].has_cfg and beside.get("model_type") != "gpt_neo"
         return (None if foreign else self.source.hf_config) or self._kept("config")
 
     @property
@@ -195,7 +195,7 @@ class Checkpoint:
     def original_tl_config(self) -> dict[str, Any] | None:
         """The TL config that the weights were read by, or the one that provenance kept. A cfg.json
         beside HF weights is somebody else's: an SAE's, a run's."""
-        beside = self.source.tl_config if self.layout == "hooked" else None
+        beside = self.source.tl_config if LAYOUTS[self.layout].has_cfg else None
         return beside or self._kept("cfg")
 
     def code(self, key: str) -> str:

@@ -36,8 +36,8 @@ def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Sou
     of_a_bridge = source.tl_config is not None and of_bridge(source.tl_config)
     if of_a_bridge:
         source = replace(source, tl_config=None)
-    wanted = LAYOUTS[seen.layout].config
-    if source.tl_config is not None and (wanted == "cfg.json" or source.hf_config is None):
+    wanted = LAYOUTS[seen.layout]
+    if source.tl_config is not None and (wanted.has_cfg or source.hf_config is None):
         config = from_tl(source.tl_config, where, notes)
     elif source.hf_config is not None:
         if source.tl_config is not None and source.config_path is not None:

@@ -58,13 +58,13 @@ def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes:
     """
     head, embedding = stored.get(HEAD), stored.get(EMBEDDING)
     biased = any(key.endswith(".b_Q") for key in stored)  # processing unties
-    if layout == "hooked" or not _config_ties(source) or biased:
+    if LAYOUTS[layout].by_head or not _config_ties(source) or biased:
         return
     if head is not None and embedding is None:
         notes.append(f"{head.name} is the embedding too: the file keeps one of the tied two")
     if head is not None and embedding in (None, head):
         stored[EMBEDDING] = stored.pop(HEAD)
-    if layout == "bridge" and EMBEDDING in stored:  # whose files always have both
+    if not LAYOUTS[layout].ties and EMBEDDING in stored:  # its files always have both
         stored.setdefault(HEAD, stored[EMBEDDING])
 
 

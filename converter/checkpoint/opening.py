@@ -76,10 +76,12 @@ def read_checkpoint(source: Source) -> Checkpoint:
     dropped |= take_biases(layout, slots, found, config, source)
     stored = match(slots, found, source)
     share_tied(layout, stored, source, notes)
-    if layout == "hooked" and not any(".ln1." in key for key in stored) and config.n_layers:
+    # Folded norms, where the layout leaves them out.
+    leaves_out = not slots["ln_final.w"].in_file(layout, folded=True)
+    if leaves_out and not any(".ln1." in key for key in stored) and config.n_layers:
         config = NeoConfig(**{**config.__dict__, "folded": True})
     require_present(layout, slots, stored, config, source)
-    if layout == "hooked" and config.folded:
+    if leaves_out and config.folded:
         require_neutral_norms(stored, source)
     dropped |= seen.dropped
     if unfit := misfit(source.tokenizer_files(), config.d_vocab):

@@ -14,7 +14,7 @@ from converter.checkpoint.recipes import keeping, options_for
 from converter.checkpoint.source import Source
 from converter.dtypes import same_bits
 from converter.errors import MissingTensor, UnknownTensor
-from converter.layout import Layout
+from converter.layout import LAYOUTS, Layout
 
 HEADS = {
     "score": "the head of a sequence classifier",
@@ -58,13 +58,13 @@ def recognise(source: Source) -> Recognised:
     names = [*tensors, *odd]
     readings = read_names(names)
     known = {read.name for r in readings[:1] for reads in r.reads.values() for read in reads}
-    hooked = bool(readings) and readings[0].layout == "hooked"
+    has_cfg = bool(readings) and LAYOUTS[readings[0].layout].has_cfg
     refuse_foreign_tensors(
         Seen(
             names,
             sizes={n: math.prod(s.shape) for n, (_, s) in tensors.items() if n in known},
             odd={n: dtype for n, dtype in odd.items() if n in known},
-            config={} if hooked else source.hf_config or {},
+            config={} if has_cfg else source.hf_config or {},
             where=str(source.path),
         )
     )

@@ -32,10 +32,10 @@ def write(
             any layout; None: no graph.
     """
     source = route.source
-    own = LAYOUTS[plan.layout].config
-    if own == "cfg.json":
-        _write_json(stage / own, cfg(route, plan, recast=recast))
-    if own == "config.json" or graph is not None:
+    has_cfg = LAYOUTS[plan.layout].has_cfg
+    if has_cfg:
+        _write_json(stage / "cfg.json", cfg(route, plan, recast=recast))
+    if not has_cfg or graph is not None:
         config = hf_config(route, plan, recast=recast) | (graph or {})
         _write_json(stage / "config.json", config)
         if plan.layout == "hf" or graph is not None:

@@ -14,6 +14,7 @@ from converter.explaining.compare import noise
 from converter.explaining.operand import Operand, parts, taken, values
 from converter.layout.ops import axes
 from converter.processing import Carry
+from converter.processing.attn_scale import SCALED
 from converter.processing.fold_ln import STEP as _FOLD
 from converter.processing.step import FLOAT32, Part
 
@@ -83,11 +84,7 @@ def _in_float64(
         array = arrays.pop(name)
         code = narrow if narrow and _wider(declared[name], narrow) else declared[name]
         value = array.astype(np.float64)
-        if (
-            name in ("attn.W_Q", "attn.b_Q")
-            and layer is not None
-            and checkpoint.config.score_divisors
-        ):
+        if name in SCALED and layer is not None and checkpoint.config.score_divisors:
             value /= checkpoint.config.score_divisors[layer]
         result[name] = Operand.stored(value, code, declared[name])
     return result

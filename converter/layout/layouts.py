@@ -22,10 +22,19 @@ class Convention:
     """Attention's weights have an axis for the heads, and matrices are [in, out]."""
     ties: bool = False
     """A head that is the embedding is left out of the files."""
+    folds: bool = False
+    """A model may have its LayerNorms folded, and say so."""
+
+    @property
+    def has_cfg(self) -> bool:
+        """Whether its config is TransformerLens's own."""
+        return self.config == "cfg.json"
 
 
 LAYOUTS: dict[Layout, Convention] = {
     "hf": Convention("Hugging Face", "transformers", "config.json", ties=True),
-    "hooked": Convention("HookedTransformer", "transformer_lens", "cfg.json", by_head=True),
-    "bridge": Convention("TransformerBridge", "transformer_lens", "config.json"),
+    "hooked": Convention(
+        "HookedTransformer", "transformer_lens", "cfg.json", by_head=True, folds=True
+    ),
+    "bridge": Convention("TransformerBridge", "transformer_lens", "config.json", folds=True),
 }

@@ -192,7 +192,7 @@ def _config(reader: GraphReader, source: Source, layout: Layout) -> NeoConfig:
     where = str(reader.path)
     if fields := _embedded(reader, CONFIG):
         return _stated(fields, where)
-    if LAYOUTS[layout].config == "cfg.json" and source.tl_config is not None:
+    if LAYOUTS[layout].has_cfg and source.tl_config is not None:
         return from_tl(source.tl_config, where)
     if source.hf_config is not None:
         return from_hf(source.hf_config, where)

@@ -12,7 +12,7 @@ import numpy as np
 
 from converter.checkpoint import HEAD, Checkpoint, NeoConfig
 from converter.dtypes import sha256
-from converter.layout import Layout
+from converter.layout import GPT_NEO, Layout
 from converter.piecewise import Piecewise, stored_as
 from converter.processing import DEFAULT, STEPS
 from converter.progress import Progress
@@ -46,7 +46,7 @@ class Recipe:
     def claimed_by(self, artifact: Checkpoint) -> bool:
         said = artifact.source.provenance or {}
         steps = said.get("steps")
-        carried = bool(self.steps) and artifact.layout == "hf"
+        carried = bool(self.steps and GPT_NEO.carriers(artifact.layout))
         return list(self.steps) == steps and self.carried == carried
 
 
@@ -59,10 +59,11 @@ def routes_of(source: Checkpoint) -> Iterator[tuple[Route, bool]]:
     for steps in (DEFAULT, STEPS):
         for layout in _MADE_FOR:
             route = processing(source, steps, layout)
-            key = route.steps, layout == "hf"
+            carried = bool(GPT_NEO.carriers(layout))
+            key = route.steps, carried
             if route.whole_units and key not in seen:
                 seen.add(key)
-                yield route, layout == "hf"
+                yield route, carried
 
 
 def recipe_of(route: Route, carried: bool, evidence: Evidence, say: Progress) -> Recipe:
