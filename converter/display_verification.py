@@ -160,15 +160,15 @@ class VerificationShown:
 
     def _perplexities(self, result: Verification) -> None:
         """Of each text once: runtimes agree to more digits than anyone reads."""
-        told: set[str] = set()
+        printed: set[str] = set()
         for p in result.probes:
             if p.perplexity and result.criterion is not None:
                 before, after = p.perplexity.original, p.perplexity.artifact
                 self.say(
                     f"    {shown(p.name)}: perplexity {before:.4f}, and {after:.4f} in {p.runtime}"
                 )
-            elif p.perplexity and p.storage_kl is not None and p.name not in told:
-                told.add(p.name)
+            elif p.perplexity and p.storage_kl is not None and p.name not in printed:
+                printed.add(p.name)
                 self.say(
                     f"    {shown(p.name)}: perplexity {p.perplexity.original:.4f}, and"
                     f" {p.perplexity.artifact:.4f} with rounded weights (KL {p.storage_kl:.2e},"

@@ -75,7 +75,7 @@ def _zip(path: Path) -> tuple[str, str] | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError):
-        return None  # told by the reader
+        return None  # the reader says what is wrong
     if any(name.endswith("/data.pkl") for name in names):
         if path.suffix in PICKLES:
             return None

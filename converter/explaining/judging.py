@@ -129,9 +129,9 @@ def _vote(tensors: list[Searched]) -> dict[str, Mark]:
     """
     result = {}
     for step in ORDER:
-        telling = [t for t in tensors if step in t.found.marks]
-        votes = Counter(t.found.marks[step] for t in telling)
-        matrices = Counter(t.found.marks[step] for t in telling if not is_vector(t.key))
+        voting = [t for t in tensors if step in t.found.marks]
+        votes = Counter(t.found.marks[step] for t in voting)
+        matrices = Counter(t.found.marks[step] for t in voting if not is_vector(t.key))
         said = [m for m in (Mark.APPLIED, Mark.UNDONE, Mark.ABSENT) if votes[m]]
         if said:
             result[step] = max(said, key=lambda m: (votes[m], matrices[m]))

@@ -145,14 +145,14 @@ def few(energy: Array) -> NDArray[np.intp]:
 def _attributed(
     matches: list[Match], left: tuple[Array, Array], right: tuple[Array, Array]
 ) -> tuple[Match, Match]:
-    """Which factor is at fault, where the difference tells: the other one is acquitted."""
+    """The factor that differs, where the difference shows which, and the other one without fault."""
     rows, columns = matches
     narrow = [few(m.channels).size <= min(FEW, m.channels.size // 4) for m in matches]
     outside = [0.0, 0.0] if any(narrow) else [_outside(*left), _outside(*right)]
     if narrow == [True, False] or outside[0] > 10 * outside[1]:
-        return rows, _acquitted(columns)
+        return rows, _faultless(columns)
     if narrow == [False, True] or outside[1] > 10 * outside[0]:
-        return _acquitted(rows), columns
+        return _faultless(rows), columns
     return rows, columns
 
 
@@ -163,7 +163,7 @@ def _outside(before: Array, after: Array) -> float:
     return float(np.linalg.norm(rest) / max(float(np.linalg.norm(after)), 1e-300))
 
 
-def _acquitted(match: Match) -> Match:
+def _faultless(match: Match) -> Match:
     return replace(
         match, failing=0, others=np.zeros_like(match.others), channels=np.zeros_like(match.channels)
     )

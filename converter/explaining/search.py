@@ -23,7 +23,7 @@ from converter.processing.step import Product, is_vector
 
 
 def search(pair: Pair, compare: Comparer) -> dict[str, Found]:
-    """Of each tensor, what is left of it after the steps, and what it tells of them."""
+    """Of each tensor, what is left of it after the steps, and what it shows of them."""
     found: dict[str, Found] = {}
     for names in connected(list(pair.a)):
         found |= _Search(pair.of(names), compare).found()
@@ -120,11 +120,11 @@ class _Search:
             return (Way.SAME,)
         if inf in (a, b):
             return (Way.APPLIED if a == inf else Way.UNDONE, Way.SAME)
-        tells = not all(self._nothing_to_do(act, unit) for unit in (self.pair.a, self.pair.b))
+        shows = not all(self._nothing_to_do(act, unit) for unit in (self.pair.a, self.pair.b))
         last = (Way.BOTH,) if min(a, b) == 0 < max(a, b) else ()
-        if tells and b < a / 4:
+        if shows and b < a / 4:
             return (Way.APPLIED, Way.SAME, Way.UNDONE, *last)
-        if tells and a < b / 4:
+        if shows and a < b / 4:
             return (Way.UNDONE, Way.SAME, Way.APPLIED, *last)
         return (Way.SAME, Way.APPLIED, Way.UNDONE)
 
@@ -183,7 +183,7 @@ class _Search:
             self._matches[left, right] = self.compare(left, right, self.pair.d_axis[name])
         return self._matches[left, right]
 
-    # --- what that tells ----------------------------------------------------------------------
+    # --- what that shows ----------------------------------------------------------------------
 
     def _mark(self, act: Act, way: Way, best: Candidate, matches: Matches) -> Mark:
         names, number = self._changed(act), self.acts.index(act)
@@ -237,7 +237,7 @@ class _Search:
         return a, b
 
     def _basis(self, act: Act, matches: Matches) -> Mark:
-        """What the products that a step leaves as they are tell about it."""
+        """What the products that a step leaves as they are show about it."""
         a, b = self._shown(act)
         if a and b:
             return Mark.SILENT  # as they were, or another choice of signs

@@ -25,14 +25,14 @@ class Way(Enum):
 
 
 class Mark(Enum):
-    """What one tensor tells about one step."""
+    """What one tensor shows about one step."""
 
     APPLIED = "applied"
     UNDONE = "undone"
     ABSENT = "absent"
-    """It would have left a trace here, and has not."""
+    """It would show here, and does not."""
     SILENT = "silent"
-    """It would leave no trace here: nothing to do."""
+    """It would not show here: there is nothing to do."""
     SPOILT = "spoilt"
     """Too little of the tensor agrees with anything."""
 

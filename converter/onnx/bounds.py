@@ -1,8 +1,8 @@
 """What a graph may take of this machine: memory and time in proportion to its own size.
 
 A graph of a few bytes can ask for terabytes, or loop for ever. The system refuses memory beyond a
-limit (Linux: of the whole process, while the block runs); beyond a limit of processor time, it is
-told to stop. That is the calling thread's: neither waiting counts, so that a busy machine decides
+limit (Linux: of the whole process, while the block runs); a limit of processor time interrupts the
+work. That is the calling thread's: neither waiting counts, so that a busy machine decides
 nothing, nor what other threads do, so that the number of cores does not.
 """
 

@@ -1,6 +1,6 @@
 """Reading an ONNX file before a runtime does: what it points at, and whether it is a GPT-Neo graph.
 
-A graph names files and offsets, and a runtime maps what it is told to. So each reference must be
+A graph names files and offsets, and a runtime maps whatever it names. So each reference must be
 a plain name beside the graph, within the file, and as long as the tensor is; where it points into
 a safetensors file, exactly at a tensor of that name, or the weights have changed since.
 """

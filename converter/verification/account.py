@@ -48,22 +48,22 @@ class Account:
         exact. So few are an edit only where the artifact `claims` to be neoconvert's; and never in 16
         bits, where the rounding of float32 seldom shows.
         """
-        told = self.explanation
+        found = self.explanation
         if differing == 0 or not claims:
             return differing == 0
-        narrow = CODES[told.cast.after].itemsize < 4 if told.cast else self.route.source.coarse
-        if narrow and not told.coarse:
+        narrow = CODES[found.cast.after].itemsize < 4 if found.cast else self.route.source.coarse
+        if narrow and not found.coarse:
             return False
-        changed = sum(bool(t.steps) or t.cast for t in told.tensors)
+        changed = sum(bool(t.steps) or t.cast for t in found.tensors)
         return differing < _MANY * changed
 
     @property
     def remark(self) -> str:
         """A sentence or two for a report."""
-        told = self.explanation
-        done = [step for step in told.steps if step not in told.undone]
+        found = self.explanation
+        done = [step for step in found.steps if step not in found.undone]
         changes = ["after " + ", ".join(done)] if done else []
-        changes += ["without its " + ", ".join(told.undone)] if told.undone else []
+        changes += ["without its " + ", ".join(found.undone)] if found.undone else []
         rest = ", but for what is named above" if self.left else ", beyond rounding"
         return (
             f"By its weights the artifact is the original {' and '.join(changes)}; nothing else"
@@ -79,15 +79,15 @@ def account(
 
     Single tensors may be left over: `Account.left` has them.
     """
-    told = explain(original, artifact, progress=progress)
-    if not told.steps or told.reasons:
+    found = explain(original, artifact, progress=progress)
+    if not found.steps or found.reasons:
         return None
-    if (cast := told.cast) and not cast.exact and cast.stored != cast.after:
+    if (cast := found.cast) and not cast.exact and cast.stored != cast.after:
         return None  # a loss that storage does not account for
-    if told.verdict == "different-model" and not told.unexplained:
+    if found.verdict == "different-model" and not found.unexplained:
         return None
-    done = [step for step in told.steps if step not in told.undone]
-    if told.undone or not done:
-        return Account(told, unprocessed(original, artifact))
+    done = [step for step in found.steps if step not in found.undone]
+    if found.undone or not done:
+        return Account(found, unprocessed(original, artifact))
     route = processing(original, in_order(done), artifact.layout)
-    return Account(told, replace(route, scale=artifact.config.score_divisors))
+    return Account(found, replace(route, scale=artifact.config.score_divisors))

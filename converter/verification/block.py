@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tap = Callable[[int, str, "Tensor"], None]
-"""Told, of each probe by its place, what is at a hook point, by TransformerLens's name of it."""
+"""Called with a probe's place, TransformerLens's name of a hook point, and what is there."""
 _QUERIES = 128
 """Attended from at a time."""
 
@@ -37,14 +37,14 @@ def apply_block(
     def w(name: str) -> Tensor:
         return weights(f"blocks.{layer}.{name}")
 
-    def told(index: int, name: str, value: Tensor) -> None:
+    def show(index: int, name: str, value: Tensor) -> None:
         if tap is not None:
             tap(index, f"blocks.{layer}.{name}", value)
 
     def normed(index: int, name: str, residual: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         x, scale = normalised(residual, config.eps)
-        told(index, f"{name}.hook_scale", scale)
-        told(index, f"{name}.hook_normalized", x)
+        show(index, f"{name}.hook_scale", scale)
+        show(index, f"{name}.hook_normalized", x)
         return x * gain + bias
 
     def attention() -> None:
@@ -58,34 +58,34 @@ def apply_block(
         ]
         output, output_bias = w("attn.W_O").reshape(n * h, d), w("attn.b_O")
         for index, residual in enumerate(residuals):
-            told(index, "hook_resid_pre", residual)
+            show(index, "hook_resid_pre", residual)
             x = normed(index, "ln1", residual, *norm)
             heads = []
             for name, matrix, bias in qkv:
                 own = (x @ matrix).view(*x.shape[:2], n, h) + bias
-                told(index, f"attn.hook_{name.lower()}", own)
+                show(index, f"attn.hook_{name.lower()}", own)
                 heads.append(own.transpose(1, 2))
             q, k, v = heads
             z = _attend(q, k, v, masks[index], window, divisor).transpose(1, 2)
-            told(index, "attn.hook_z", z)
+            show(index, "attn.hook_z", z)
             out = z.flatten(2) @ output + output_bias
-            told(index, "hook_attn_out", out)
+            show(index, "hook_attn_out", out)
             residuals[index] = residual + out
 
     def mlp() -> None:
         norm = w("ln2.w"), w("ln2.b")
         w_in, b_in, w_out, b_out = w("mlp.W_in"), w("mlp.b_in"), w("mlp.W_out"), w("mlp.b_out")
         for index, residual in enumerate(residuals):
-            told(index, "hook_resid_mid", residual)
+            show(index, "hook_resid_mid", residual)
             before = normed(index, "ln2", residual, *norm) @ w_in + b_in
-            told(index, "mlp.hook_pre", before)
+            show(index, "mlp.hook_pre", before)
             after = activation(before)
-            told(index, "mlp.hook_post", after)
+            show(index, "mlp.hook_post", after)
             out = after @ w_out + b_out
             del before, after  # the largest there are, but for one probe
-            told(index, "hook_mlp_out", out)
+            show(index, "hook_mlp_out", out)
             residuals[index] = residual + out
-            told(index, "hook_resid_post", residuals[index])
+            show(index, "hook_resid_post", residuals[index])
 
     attention()
     mlp()

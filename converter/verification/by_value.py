@@ -114,8 +114,8 @@ def _nearest(
         for form in _forms(slot, made.tensor(slot.key), graph.config.sizes):
             if form.shape != array.shape:
                 continue
-            told = form != 0
-            same = float(np.mean((form == array)[told])) if told.any() else 0.0
+            counted = form != 0
+            same = float(np.mean((form == array)[counted])) if counted.any() else 0.0
             if same > share:
                 best, share = slot.key, same
     return best, share

@@ -124,7 +124,7 @@ def compare_function(
                 evidence += _links(
                     route, subject, runtime, true, standard, judged, subject.name in same,
                     None if not itself else steps, max_ratio, seed, say,
-                    told=[e.subject for e in evidence if e.link == "route"],
+                    routed=[e.subject for e in evidence if e.link == "route"],
                     examined=original.examined(subject.checkpoint),
                 )  # fmt: skip
             if itself and any((e.link, e.outcome) == ("route", "differs") for e in evidence):
@@ -163,10 +163,10 @@ def _links(
     seed: int,
     say: Progress,
     *,
-    told: Collection[str],
+    routed: Collection[str],
     examined: Evidence | None,
 ) -> list[Evidence]:
-    """The three links of a subject that take running it. `told`: subjects whose route is known.
+    """The three links of a subject that take running it. `routed`: subjects whose route is known.
     `examined`: it is known as this."""
     artifact = subject.checkpoint
     name = runtime.what if artifact.graph is None else f"{subject.name} (onnxruntime)"
@@ -191,9 +191,9 @@ def _links(
             seed=seed,
         )
     )
-    if subject.name not in told and examined is not None:
+    if subject.name not in routed and examined is not None:
         found.append(replace(examined, subject=subject.name))
-    elif subject.name not in told:
+    elif subject.name not in routed:
         rounded = stored if artifact.complete and not same else None
         if rounded is not None and not moved and standard.reference is true:
             expected = forward(route.into(artifact), list(few.values()), dtype=torch.float64)

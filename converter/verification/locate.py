@@ -117,10 +117,10 @@ def faulty_units(
         exact: float32 shows nothing; the noise is float64's, and the route's weights are as stored.
     """
     found: dict[str, Divergence] = {}
-    for artifact, probes in _telling(failed):
+    for artifact, probes in _with_weights(failed):
         off = _forced(route, artifact, probes, limit, exact)
         differing = _differing(route, artifact)
-        # Where every unit differs, the route is not the one the artifact took, and tells nothing.
+        # Where every unit differs, the route is not the one the artifact took, and shows nothing.
         astray = all(differing.values())
         for unit in off:
             keys = {} if astray else differing.get(unit, {})
@@ -142,16 +142,16 @@ def _units(route: Route) -> list[str]:
     return list(dict.fromkeys(slot.place for slot in route.source.slots.values()))
 
 
-def _telling(
+def _with_weights(
     failed: Sequence[tuple[Probe, Subject]],
 ) -> Iterator[tuple[Checkpoint, list[Probe]]]:
     """Each checkpoint whose weights are known, with the probes that failed."""
-    told: set[int] = set()
+    seen: set[int] = set()
     for _, subject in failed:
         artifact = subject.checkpoint
-        if id(artifact) in told or not artifact.complete:
+        if id(artifact) in seen or not artifact.complete:
             continue
-        told.add(id(artifact))
+        seen.add(id(artifact))
         own = [probe for probe, other in failed if other.checkpoint is artifact]
         short = [probe for probe in own if probe.tokens.shape[1] <= _LONG] or own[:1]
         yield artifact, [short[i] for i in sorted(set(wholes(short)))]

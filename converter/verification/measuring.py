@@ -194,7 +194,7 @@ class _Tally:
         weighted = -exact.p * error
         if exact.weights is not None:
             # With the terms that cancel over the whole vocabulary none is negative, so that some
-            # of them tell of all.
+            # of them speak for all.
             weighted = exact.p * (error.clamp(max=_EXP).expm1() - error) * exact.weights
         compared = torch.full((len(q),), error.shape[1], dtype=torch.float64)
         # Where both are finite, so is their difference; and an infinity makes the sum infinite.

@@ -35,7 +35,8 @@ class Subject:
 
     @property
     def takes_positions(self) -> bool:
-        """Whether its software may be told where a sequence starts: HookedTransformer is not."""
+        """Whether its software takes the position where a sequence starts. HookedTransformer does
+        not."""
         artifact = self.checkpoint
         return (
             artifact.graph is not None

@@ -163,7 +163,7 @@ class Astray:
     fails: bool
     """A directory is what `from_pretrained` opens: it fills in what it does not find at random, and
     goes on, so that a pipeline needs a failure. Who names a file opens it in a way of their own, and
-    is told."""
+    gets a remark."""
 
 
 def astray(artifact: Checkpoint) -> Astray | None:
