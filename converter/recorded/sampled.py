@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from converter.verification.logits import Forward, Source
+    from converter.verification.logits import Forward, Tensors
 
 Array = NDArray[Any]
 LIKELIEST = 16
@@ -129,7 +129,7 @@ class Sampled:
     following: Sequence[Array]
     """For each probe [batch, pos], the token that comes next; of no meaning at the end."""
     device: torch.device
-    known: Source | None = None
+    known: Tensors | None = None
     """The weights that it is of, where they are known."""
 
     @staticmethod
@@ -144,7 +144,7 @@ class Sampled:
         return Sampled(probes, found, places, following, device)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Tensors:
         from converter.verification.evidence import NotComparable
 
         if self.known is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from converter.verification.logits import Source
+    from converter.verification.logits import Tensors
     from converter.verification.measuring import Errors
 
 
@@ -77,7 +77,7 @@ class Truth(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Tensors:
         """The weights that it is of."""
 
     def rows(self, index: int) -> Iterator[tuple[Tensor, Tensor | Exact]]:

@@ -19,7 +19,7 @@ from converter.dtypes import same_bits
 from converter.route import Route
 from converter.verification.judge import ULP32
 from converter.verification.loading import OWN
-from converter.verification.logits import Source
+from converter.verification.logits import Tensors
 from converter.verification.measuring import measure
 from converter.verification.passes import threads_for
 from converter.verification.probes import Probe, cost, wholes
@@ -63,7 +63,10 @@ def layers_of(route: Route, subject: Subject, probe: Probe, seed: int = 0) -> La
 
 
 def _streams(
-    source: Source, probes: Sequence[Probe], dtype: torch.dtype, jitter: Sequence[int] | None = None
+    source: Tensors,
+    probes: Sequence[Probe],
+    dtype: torch.dtype,
+    jitter: Sequence[int] | None = None,
 ) -> list[Streams]:
     """Centred residual streams by unit, for each probe."""
     streams: list[Streams] = [{} for _ in probes]
@@ -162,7 +165,7 @@ def _forced(
 ) -> set[str]:
     """Units that make something else than the route's of the route's own stream."""
     probes = [replace(probe, prefill=None) for probe in probes]
-    source: Source = rounding(route, artifact) or route.source
+    source: Tensors = rounding(route, artifact) or route.source
     ulp, plain = ULP32, _centred
     if exact:
         source = route.into(artifact)
@@ -172,7 +175,7 @@ def _forced(
     def keep(unit: str, residuals: list[Tensor]) -> None:
         streams[unit] = list(residuals)
 
-    def made(source: Source, dtype: torch.dtype) -> dict[str, list[float]]:
+    def made(source: Tensors, dtype: torch.dtype) -> dict[str, list[float]]:
         errors: dict[str, list[float]] = {}
 
         def force(unit: str, residuals: list[Tensor]) -> None:

@@ -24,7 +24,7 @@ _KEPT_BYTES = 2**28
 """Of logits that are kept: four to six hundred positions of GPT-Neo's vocabulary."""
 
 
-class Source(Protocol):
+class Tensors(Protocol):
     """Weights by `hooked` name, in `hooked` axes: a checkpoint, or what one would become."""
 
     @property
@@ -34,10 +34,10 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Weights:
+class TorchWeights:
     """Reads weights as torch tensors of `dtype`."""
 
-    source: Source
+    source: Tensors
     dtype: torch.dtype
     device: torch.device
 
@@ -70,7 +70,7 @@ class Forward:
     probes: Sequence[Probe]
     final: tuple[Tensor, ...]
     """LN_final(r) for each probe [batch, pos, d]."""
-    weights: Weights
+    weights: TorchWeights
     head: np.ndarray
     """W_U [d, v] in its storage dtype."""
     head_bias: Tensor
@@ -84,7 +84,7 @@ class Forward:
         return self.weights.device
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Tensors:
         return self.weights.source
 
     def itself(self, index: int) -> Errors:

@@ -19,7 +19,7 @@ from converter.onnx.opening import reader_of
 from converter.route import Route
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
-from converter.verification.logits import Source
+from converter.verification.logits import Tensors
 from converter.verification.onnx_runtime import OnnxRuntime
 from converter.verification.probes import Probe
 from converter.verification.program import MAX_TIMES, ULP64, exactly, few_of
@@ -82,7 +82,7 @@ class _Point:
 
 def _compared(
     runtime: OnnxRuntime,
-    source: Source,
+    source: Tensors,
     probes: Sequence[Probe],
     names: Sequence[str],
     subject: str,

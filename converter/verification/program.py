@@ -20,7 +20,7 @@ from converter.errors import Fault, classified
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.exact import Truth
 from converter.verification.judge import ULP32, Floor, pooled_floor, widest
-from converter.verification.logits import Source
+from converter.verification.logits import Tensors
 from converter.verification.measuring import measure
 from converter.verification.probes import Probe, cost
 from converter.verification.reference import forward
@@ -50,7 +50,7 @@ class Reference:
     it falls: a probe's own few draws may all miss it."""
 
     @staticmethod
-    def of(source: Source, probes: Sequence[Probe], *, seed: int = 0) -> Reference:
+    def of(source: Tensors, probes: Sequence[Probe], *, seed: int = 0) -> Reference:
         """
         Args:
             source: the stored weights that the program runs on, and the config that says what
@@ -115,7 +115,7 @@ def examine_program(
     floors: Sequence[Floor],
     subject: str,
     *,
-    source: Source | None = None,
+    source: Tensors | None = None,
     seed: int = 0,
 ) -> Evidence:
     """The program link with as little work as it takes.

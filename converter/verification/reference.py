@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from converter.verification.activations import activation_named
 from converter.verification.block import Tap, apply_block, normalised
-from converter.verification.logits import Forward, Source, Weights
+from converter.verification.logits import Forward, Tensors, TorchWeights
 from converter.verification.probes import Probe, wholes
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Watch = Callable[[str, list["Tensor"]], None]
 
 
 def forward(
-    source: Source,
+    source: Tensors,
     probes: Sequence[Probe],
     *,
     dtype: torch.dtype,
@@ -63,7 +63,7 @@ def forward(
     import torch
 
     config = source.config
-    weights = Weights(source, dtype, torch.device(device))
+    weights = TorchWeights(source, dtype, torch.device(device))
     activation = activation_named(config.act_fn, dtype)
     every, whole = probes, list(range(len(probes)))
     if shared and watch is None and tap is None:
@@ -119,7 +119,7 @@ def _wholes(probes: Sequence[Probe], jitter: Sequence[int | None] | None) -> lis
 
 
 def _embed(
-    weights: Weights,
+    weights: TorchWeights,
     probes: Sequence[Probe],
     jitter: Sequence[int | None] | None,
     tap: Tap | None,

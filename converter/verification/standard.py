@@ -14,7 +14,7 @@ from converter.progress import Progress
 from converter.route import Route, Weights
 from converter.verification.exact import Truth
 from converter.verification.judge import Floor, pooled_floor
-from converter.verification.logits import Forward, Source
+from converter.verification.logits import Forward, Tensors
 from converter.verification.measuring import Errors, Rows, measure, measure_rows
 from converter.verification.probes import AFFORDABLE, Probe, cost
 from converter.verification.reference import forward
@@ -53,7 +53,7 @@ def standard_for(
     `itself`: to its own stored weights, which have been judged.
     """
     probes, device = true.probes, true.device
-    rounded: Source | None = artifact if itself else rounding(route, artifact)
+    rounded: Tensors | None = artifact if itself else rounding(route, artifact)
     reference = true
     costs: list[Errors | None] = [None] * len(probes)
     if rounded is not None:
@@ -91,7 +91,7 @@ def undoes_rounding(route: Route) -> bool:
     return route.name == "undoing" and route.source.coarse
 
 
-def noise_of(source: Source, reference: Forward, seed: int) -> list[list[Errors]]:
+def noise_of(source: Tensors, reference: Forward, seed: int) -> list[list[Errors]]:
     """For each probe, our own float32 runs with jittered embeddings, against the reference."""
     probes, whole = reference.probes, reference.wholes
     total = sum(cost(source.config, p.tokens.size) for p in probes)

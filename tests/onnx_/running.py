@@ -14,7 +14,7 @@ from converter.checkpoint import Checkpoint
 from converter.onnx import Session
 from converter.verification.judge import Floor, pooled_floor
 from converter.verification.libraries import hf_model
-from converter.verification.logits import Forward, Source
+from converter.verification.logits import Forward, Tensors
 from converter.verification.measuring import Errors, measure
 from converter.verification.probes import Probe
 from converter.verification.reference import forward
@@ -74,7 +74,7 @@ class Judge:
 
 
 def _jittered(
-    original: Source, probes: Sequence[Probe], true: Forward, draws: int
+    original: Tensors, probes: Sequence[Probe], true: Forward, draws: int
 ) -> list[list[Errors]]:
     many = [probe for _ in range(draws) for probe in probes]
     with exact_float32():
