@@ -19,7 +19,7 @@ from converter.choices import place
 from converter.dtypes import NAMES, cast, sha256
 from converter.errors import PickleRefused, SourceNotFound
 
-CONFIG, WEIGHTS, PICKLE_WEIGHTS = (
+_CONFIG, _WEIGHTS, _PICKLE = (
     "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin",
 )  # fmt: skip
 
@@ -68,26 +68,26 @@ def open_adapter(given: str | Path, base: str, *, allow_pickle: bool = False) ->
         PickleRefused: its weights are a pickle file, and `allow_pickle` is not set.
         ConfigError, NotRepresentable: see `settings_of`. CorruptFile: see `SafetensorsReader`.
     """
-    directory = place(given, "--adapter", f"Name the directory that holds {CONFIG}.")
-    config = directory / CONFIG
+    directory = place(given, "--adapter", f"Name the directory that holds {_CONFIG}.")
+    config = directory / _CONFIG
     if not config.is_file():
         raise _none(given, directory)
     settings = settings_of(read_json(config), str(config), merge_command(base, str(given)))
-    if (directory / WEIGHTS).is_file():
-        reader: Reader = SafetensorsReader(directory / WEIGHTS)
-    elif (directory / PICKLE_WEIGHTS).is_file():
+    if (directory / _WEIGHTS).is_file():
+        reader: Reader = SafetensorsReader(directory / _WEIGHTS)
+    elif (directory / _PICKLE).is_file():
         if not allow_pickle:
             raise PickleRefused(
                 "The adapter's weights are a pickle file, which can run code when it is opened.",
-                where=str(directory / PICKLE_WEIGHTS),
+                where=str(directory / _PICKLE),
                 do="If you trust where it came from, add --allow-pickle (read with weights_only=True).",
             )
-        reader = PickleReader(directory / PICKLE_WEIGHTS)
+        reader = PickleReader(directory / _PICKLE)
     else:
         raise SourceNotFound(
-            f"The adapter has a config and no {WEIGHTS}.",
+            f"The adapter has a config and no {_WEIGHTS}.",
             where=str(directory),
-            do=f"Download the adapter's {WEIGHTS} too.",
+            do=f"Download the adapter's {_WEIGHTS} too.",
         )
     if not reader.tensors:
         raise SourceNotFound(
@@ -114,9 +114,9 @@ def _none(given: str | Path, directory: Path) -> SourceNotFound:
             where=f"--adapter {given}",
             do="Name the directory that holds adapter_config.json; from the hub: hf download ID --local-dir DIR.",
         )
-    inner = sorted(path.parent.name for path in directory.glob(f"*/{CONFIG}"))
+    inner = sorted(path.parent.name for path in directory.glob(f"*/{_CONFIG}"))
     return SourceNotFound(
-        f"The directory holds no {CONFIG}.",
+        f"The directory holds no {_CONFIG}.",
         where=f"--adapter {given}",
         do=f"Name the adapter inside it: {shlex.quote(str(directory / inner[0]))}"
         if inner

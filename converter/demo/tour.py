@@ -20,7 +20,7 @@ from converter.layout import Layout
 from converter.output import shown
 from converter.verification.loading import has_hooked_transformer, load_bridge, load_hooked
 
-BLOCK, HEAD = 1, 3
+_BLOCK, _HEAD = 1, 3
 """The head that the demo ablates."""
 
 LOAD = """\
@@ -107,13 +107,13 @@ def edited(original: Checkpoint, output: Path, display: Display) -> tuple[dict[s
             )
         ]  # fmt: skip
     display.conversion(done[-1])
-    display.say(f"[bold]In TransformerLens[/]: model.blocks[{BLOCK}].attn.W_O[{HEAD}] = 0\n")
+    display.say(f"[bold]In TransformerLens[/]: model.blocks[{_BLOCK}].attn.W_O[{_HEAD}] = 0\n")
     ablate(there, layout)
     with display.progress() as progress:
         done.append(tl_to_hf(open_checkpoint(there), back, overwrite=True, progress=progress))
     display.conversion(done[-1])
     explanation = explain(original, open_checkpoint(back))
-    ablated = (f"transformer.h.{BLOCK}.attn.attention.out_proj.weight", f"head {HEAD}")
+    ablated = (f"transformer.h.{_BLOCK}.attn.attention.out_proj.weight", f"head {_HEAD}")
     found = ablated in {(fact.name, fact.place) for fact in explanation.tensors}
     changed = [fact for fact in explanation.tensors if not fact.same]
     mark = "[green]✓[/]" if found else "[red]✗[/]"
@@ -138,7 +138,7 @@ def ablate(directory: Path, layout: Layout) -> None:
 
     model = (load_hooked if layout == "hooked" else load_bridge)(directory)
     with torch.no_grad():
-        model.blocks[BLOCK].attn.W_O[HEAD] = 0
+        model.blocks[_BLOCK].attn.W_O[_HEAD] = 0
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, directory / "model.safetensors")
     rerecord(directory)  # so that the next demo may replace what this one edited

@@ -82,7 +82,7 @@ class Match:
         return float(np.sqrt(self.energy / self.scale)) if self.scale else float(self.energy > 0)
 
 
-def weigh(left: Operand, right: Operand) -> tuple[float, float]:
+def roundings(left: Operand, right: Operand) -> tuple[float, float]:
     """How many roundings of its storage each side carries."""
     if not left.moved and not right.moved:
         if left.unpacked or right.unpacked:
@@ -111,7 +111,7 @@ class Comparer:
 
     def __call__(self, left: Operand, right: Operand, d_axis: int | None) -> Match:
         derived = left.moved or right.moved or left.unpacked or right.unpacked
-        weights, looser = weigh(left, right), (COARSE, COARSE) if derived else (1.0, 1.0)
+        weights, looser = roundings(left, right), (COARSE, COARSE) if derived else (1.0, 1.0)
         if not derived:
             # A cast shows nearly everywhere, an edit does not; and widening is exact.
             single = FLOAT32 == left.rounding == right.rounding

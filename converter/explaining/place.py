@@ -8,7 +8,7 @@ import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.explaining.compare import Match
-from converter.explaining.products import FEW, few
+from converter.explaining.products import LISTED, strongest
 from converter.layout.ops import axes
 from converter.processing.step import Array
 
@@ -59,7 +59,7 @@ def locate(match: Match, checkpoint: Checkpoint, key: str) -> Place:
             return f"head {i // h} dimension {i % h}"
         return f"{_NOUNS[hub[0] if hub[0] != 'd' else hub[-1]]} {i}"
 
-    if others and channels and len(others) * len(channels) <= FEW:
+    if others and channels and len(others) * len(channels) <= LISTED:
         cells = [(i, c) for i in others for c in channels]
         words = ", ".join(f"{noun(i)} channel {c}" for i, c in cells)
         return Place(tuple(index(i, c) for i, c in cells), words, shares)
@@ -74,13 +74,13 @@ def locate(match: Match, checkpoint: Checkpoint, key: str) -> Place:
 
 
 def _all(energy: Array) -> list[int]:
-    return sorted(int(i) for i in few(energy))
+    return sorted(int(i) for i in strongest(energy))
 
 
 def _named(energy: Array) -> list[int]:
     """The indices that hold what is left, if they are few beside the others."""
     found = _all(energy)
-    return found if len(found) <= FEW and len(found) < energy.size else []
+    return found if len(found) <= LISTED and len(found) < energy.size else []
 
 
 def _plural(noun: str, numbers: list[int]) -> str:

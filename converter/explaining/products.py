@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.explaining.compare import COARSE, Comparer, Match, weigh
+from converter.explaining.compare import COARSE, Comparer, Match, roundings
 from converter.explaining.operand import Operand, Operands, values
 from converter.processing.step import FLOAT32, Array, Product
 
@@ -25,7 +25,7 @@ _STORAGE = 2.0
 _NOISE = 8.0
 """TransformerLens's decompositions in float32 move a row by at most 2.1 of float32's roundings
 of `row + |L||R|` (measured with LayerNorm gains over one to ten decades)."""
-FEW = 8
+LISTED = 8
 """So many rows, neurons, heads are named one by one."""
 
 
@@ -90,7 +90,7 @@ def _compared(
             result.append(_match(norms, ~(norms <= bound), size, one.value.shape[2], name))
         return result
 
-    matches = judged(weigh(*sides))
+    matches = judged(roundings(*sides))
     if (compare.coarse or (not compare.frozen and min(m.share for m in matches) > 0.5)) and not all(
         m.agrees for m in matches
     ):
@@ -134,7 +134,7 @@ def _match(norms: Array, bad: NDArray[np.bool_], size: float, h: int, name: str)
     )
 
 
-def few(energy: Array) -> NDArray[np.intp]:
+def strongest(energy: Array) -> NDArray[np.intp]:
     """The fewest indices that hold 99 % of the energy, the most first."""
     order = np.argsort(-energy, kind="stable")
     held = np.cumsum(energy[order])
@@ -147,7 +147,7 @@ def _attributed(
 ) -> tuple[Match, Match]:
     """The factor that differs, where the difference shows which, and the other one without fault."""
     rows, columns = matches
-    narrow = [few(m.channels).size <= min(FEW, m.channels.size // 4) for m in matches]
+    narrow = [strongest(m.channels).size <= min(LISTED, m.channels.size // 4) for m in matches]
     outside = [0.0, 0.0] if any(narrow) else [_outside(*left), _outside(*right)]
     if narrow == [True, False] or outside[0] > 10 * outside[1]:
         return rows, _faultless(columns)

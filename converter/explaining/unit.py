@@ -18,7 +18,7 @@ from converter.processing.attn_scale import SCALED
 from converter.processing.fold_ln import STEP as _FOLD
 from converter.processing.step import FLOAT32, Part
 
-POSITIONS = "pos_embed.W_pos"
+_W_POS = "pos_embed.W_pos"
 _CARRY = Carry()
 
 
@@ -56,7 +56,7 @@ def load(original: Checkpoint, converted: Checkpoint, keys: Iterable[str]) -> Pa
     for key in keys:
         name = key.removeprefix(prefix)
         a, b = original.tensor(key), converted.tensor(key)
-        if key == POSITIONS:
+        if key == _W_POS:
             a, b = a[:n_ctx], b[:n_ctx]
         raw[name] = _difference(a, b)
         sides[0][name], sides[1][name] = a, b

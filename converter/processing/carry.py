@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from converter.layout import GPT_NEO
 from converter.piecewise import largest, wide
 from converter.processing.fold_ln import STEP as _FOLD
-from converter.processing.fold_ln import fold, identity
+from converter.processing.fold_ln import fold, is_identity
 from converter.processing.fold_value_biases import FoldValueBiases
 from converter.processing.portable import mean, total
 from converter.processing.step import (
@@ -73,7 +73,7 @@ class Carry(Step):
         for norm, readers in CARRIERS.items():
             if not {b for _, b in readers} & set(unrepresentable(result)):
                 continue
-            if not identity(result, norm):
+            if not is_identity(result, norm):
                 result, folded = fold(result, norm)
                 record |= {_FOLDED + key: array for key, array in folded.items()}
             width = result[f"{norm}.w"].size

@@ -35,7 +35,7 @@ from converter.processing.step import (
     FLOAT32,
     Array,
     Bounds,
-    Index,
+    IndexArray,
     Part,
     Record,
     RecordShapes,
@@ -57,7 +57,7 @@ _REACH = 16.0
 """An edited row may come back this many times as large as the other weights, by its small gain."""
 
 
-def identity(unit: Unit, norm: str) -> bool:
+def is_identity(unit: Unit, norm: str) -> bool:
     """Whether the LayerNorm has gain one and bias zero."""
     return bool((unit[f"{norm}.w"] == 1).all() and not unit[f"{norm}.b"].any())
 
@@ -193,13 +193,13 @@ class FoldLn(Step):
                 *heads, rows, columns = shapes[w]
                 expected[f"{w}.mean"] = (*heads, columns)
                 count = np.size(record.get(f"{w}.rows", ()))
-                expected[f"{w}.rows"] = Index(count, rows)
+                expected[f"{w}.rows"] = IndexArray(count, rows)
                 expected[f"{w}.kept"] = (*heads, count, columns)
         return expected
 
     def shows(self, part: Part, unit: Unit, rounding: Rounding) -> State:
         norm = part.changes[0].removesuffix(".w")
-        done = identity(unit, norm) and all(
+        done = is_identity(unit, norm) and all(
             centred(unit[w], -2, rounding) for w, _ in GPT_NEO.norms[norm] if w in unit
         )
         return State.APPLIED if done else State.NOT_APPLIED

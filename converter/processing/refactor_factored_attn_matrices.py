@@ -44,7 +44,7 @@ from converter.processing.portable import matmul, qr
 from converter.processing.step import (
     FLOAT32,
     Array,
-    Index,
+    IndexArray,
     Part,
     Product,
     Record,
@@ -189,7 +189,7 @@ class RefactorFactoredAttnMatrices(Step):
         expected |= dict.fromkeys(_FACTORS, (n, h, h))
         for pair in _PAIRS:
             count = np.size(record.get(pair.heads, ()))
-            expected[pair.heads] = Index(count, n)
+            expected[pair.heads] = IndexArray(count, n)
             expected |= {f"{name}.kept": (count, *shapes[name][1:]) for name in pair.names}
         return expected
 

@@ -30,14 +30,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Index:
+class IndexArray:
     """An array of integers that index another."""
 
     count: int
     below: int
 
 
-RecordShapes = dict[str, tuple[int, ...] | Index]
+RecordShapes = dict[str, tuple[int, ...] | IndexArray]
 
 
 Bounds = Mapping[str, tuple[Array | float, Array | float]]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from converter.dtypes import CODES
 from converter.errors import CorruptFile
 from converter.processing.carry import Carry
-from converter.processing.step import Index, Rounding, Shapes, Step
+from converter.processing.step import IndexArray, Rounding, Shapes, Step
 from converter.processing.steps import BY_NAME
 
 Kind = Literal["compact", "exact"]
@@ -200,11 +200,11 @@ def _rounding(document: Any, prefix: str) -> Rounding:
 
 
 def _as_expected(
-    array: NDArray[Any], expected: tuple[int, ...] | Index | None, where: str
+    array: NDArray[Any], expected: tuple[int, ...] | IndexArray | None, where: str
 ) -> NDArray[Any]:
     if expected is None:
         raise corrupt_ledger(where, "a record has no such array")
-    if isinstance(expected, Index):
+    if isinstance(expected, IndexArray):
         fits = array.ndim == 1 and array.size == expected.count and array.dtype.kind == "i"
         if not fits or not ((array >= 0) & (array < expected.below)).all():
             raise corrupt_ledger(
