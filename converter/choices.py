@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
@@ -31,14 +31,30 @@ def one_of(value: Any, choices: Collection[str], option: str) -> None:
     """
     if isinstance(value, str) and value in choices:
         return
-    close = get_close_matches(str(value).lower(), choices, n=1, cutoff=0.4)
     raise UsageError(
         f"{value!r} is no value of {_keyword(option)}.",
         where=f"{option} {value}",
-        do=f"Did you mean {close[0]}? There are {', '.join(choices)}."
-        if close
-        else f"Choose from {', '.join(choices)}.",
+        do=f"{meant(str(value).lower(), choices)}Choose from {', '.join(choices)}.",
     )
+
+
+def meant(
+    given: str,
+    known: Iterable[str],
+    *,
+    written: Callable[[str], str] = str,
+    most: int = 1,
+    alike: float = 0.5,
+) -> str:
+    """What a name that is not known may stand for: "Did you mean …? ", or "" where none is like it.
+
+    Args:
+        written: how a name is to be typed.
+        most: names.
+        alike: from 0 to 1, as `difflib` has it.
+    """
+    near = get_close_matches(given, list(known), n=most, cutoff=alike)
+    return f"Did you mean {' or '.join(map(written, near))}? " if near else ""
 
 
 def of_kind(value: Any, kinds: type | tuple[type, ...], option: str, do: str) -> None:

@@ -12,14 +12,14 @@ Options that let something in, or something be lost, are for each run to say, an
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from converter.choices import meant
 from converter.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -54,7 +54,7 @@ def read(name: str, commands: Mapping[str, click.Command]) -> dict[str, Any]:
         return {}
     if strange := sorted(k for k, v in table.items() if isinstance(v, dict) and k not in takes):
         kind = "a command that takes none" if strange[0] in commands else "no command"
-        there = f"{_meant(strange[0], takes)}There are {', '.join(takes)}."
+        there = f"{meant(strange[0], takes)}There are {', '.join(takes)}."
         raise _refused(path, "", f"[tool.neoconvert.{strange[0]}] is of {kind}.", there)
     given = {}
     options = _options(commands[name])
@@ -129,7 +129,7 @@ def _find(directory: Path) -> tuple[Path | None, dict[str, Any]]:
 
 def _require_known(path: Path, where: str, name: str, value: Any) -> None:
     if name not in _KNOWN:
-        may = f"{_meant(name, _KNOWN)}It may say {', '.join(_KNOWN)}."
+        may = f"{meant(name, _KNOWN)}It may say {', '.join(_KNOWN)}."
         raise _refused(path, where, f"[tool.neoconvert{where}] cannot say {name}.", may)
     if not isinstance(value, (str, bool, int)) or (
         isinstance(value, int) and abs(value) > sys.maxsize
@@ -147,11 +147,6 @@ def _written(value: Any) -> str:
         return repr(value)
     except ValueError:
         return "a number of thousands of digits"
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]}? " if close else ""
 
 
 def _refused(path: Path, table: str | None, what: str, do: str) -> UsageError:

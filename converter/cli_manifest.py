@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter import cli_defaults
+from converter.choices import meant
 from converter.cli_running import request_of, require_report
 from converter.errors import NeoconvertError, UsageError
 
@@ -173,12 +173,10 @@ def _command(cells: dict[str, Any]) -> str:
     name = str(cells.get("command", ""))
     if name in COMMANDS:
         return name
-    close = get_close_matches(name, COMMANDS, n=1)
-    there = f"Choose from {', '.join(COMMANDS)}."
     raise UsageError(
         f"{name!r} is no command of a batch." if name else "There is no command.",
         where=f"command {name}".strip(),
-        do=f"Did you mean {close[0]}? {there}" if close else there,
+        do=f"{meant(name, COMMANDS)}Choose from {', '.join(COMMANDS)}.",
     )
 
 
@@ -198,17 +196,15 @@ def _require_known(
 ) -> None:
     if name in _OWN or name in options:
         return
-    close = get_close_matches(name, [*_OWN, *options], n=1)
     where = next(column for column in written if _plain(column) == name)
     elsewhere = [other for other in COMMANDS if name in _options(commands[other])]
     if name in _NOT_HERE:
         do = f"Give --{name} to batch itself, for all lines."
     elif elsewhere:
         do = f"It is one of {', '.join(elsewhere)}. Leave the cell empty."
-    elif close:
-        do = f"Did you mean {close[0]}?"
     else:
-        do = f"There are {', '.join([*_OWN, *options])}."
+        there = [*_OWN, *options]
+        do = meant(name, there).rstrip() or f"There are {', '.join(there)}."
     raise UsageError(
         f"The column {where!r} is no option of this command.", where=f"column {where}", do=do
     )

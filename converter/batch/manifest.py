@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from converter import strict_json
 from converter.checkpoint import hub
+from converter.choices import meant
 from converter.errors import BadInput, UsageError
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -130,12 +130,11 @@ class Named:
         def value(found: re.Match[str]) -> str:
             if found[1] in self.names:
                 return self.names[found[1]]
-            close = get_close_matches(found[1], self.names, n=1)
             there = ", ".join(f"{{{name}}}" for name in self.names)
             raise UsageError(
                 f"{found[0]} stands for nothing here.",
                 where=template,
-                do=f"Did you mean {{{close[0]}}}? There are {there}." if close else f"There are {there}.",
+                do=f"{meant(found[1], self.names, written='{{{}}}'.format)}There are {there}.",
             )  # fmt: skip
 
         return re.sub(r"\{(\w*)\}", value, template)

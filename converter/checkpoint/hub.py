@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
-from converter.checkpoint.listing import meant
+from converter.checkpoint.listing import meant_beside
 from converter.checkpoint.standard import PICKLES
 from converter.errors import HubUnreachable, SourceNotFound
 
@@ -124,13 +124,13 @@ def _asking(given: str, revision: str | None) -> Iterator[None]:
             raise HubUnreachable(
                 f"There is no such local path, and the hub could not be asked: {said}",
                 where=where,
-                do=f"{meant(given)}Check the network and run again; without one, run hf download {which} where there is"
+                do=f"{meant_beside(given)}Check the network and run again; without one, run hf download {which} where there is"
                 " one, or give a local directory.",
             ) from error
         raise SourceNotFound(
             f"There is no such local path, and the hub gave no such model: {said}",
             where=where,
-            do=f"{meant(given)}Check the name, and whether you may read it (hf auth login); or give a local directory.",
+            do=f"{meant_beside(given)}Check the name, and whether you may read it (hf auth login); or give a local directory.",
         ) from error
 
 

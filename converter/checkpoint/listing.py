@@ -7,10 +7,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from converter.checkpoint.standard import PICKLES
+from converter.choices import meant
 
 _DEPTH, _FOLDERS = 4, 2000
 
@@ -66,12 +66,15 @@ def natural(path: Path) -> list[tuple[int, str]]:
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces]
 
 
-def meant(given: str) -> str:
+def meant_beside(given: str) -> str:
     """What a place where nothing is may mean, of the models that lie beside it: a question, and a
     space. "": none has a name like it."""
     path = Path(os.path.expanduser(given))
     suffixes = (".safetensors", ".onnx", *PICKLES)
     models = [name for name in listed(path.parent).names if name.endswith(("/", *suffixes))]
     models = [name.rstrip("/") for name in models[:_FOLDERS]]
-    near = get_close_matches(path.name, models, n=1, cutoff=0.75)
-    return f"Did you mean {shlex.quote(str(path.with_name(near[0])))}? " if near else ""
+
+    def written(name: str) -> str:
+        return shlex.quote(str(path.with_name(name)))
+
+    return meant(path.name, models, written=written, alike=0.75)

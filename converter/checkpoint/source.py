@@ -11,7 +11,7 @@ from typing import Any
 from converter.checkpoint import hub
 from converter.checkpoint.files import Json, optional_json, read_json, weight_files
 from converter.checkpoint.foreign_files import refuse_pointers
-from converter.checkpoint.listing import meant
+from converter.checkpoint.listing import meant_beside
 from converter.checkpoint.reader import Entry, Reader
 from converter.checkpoint.signature import Signature, signature
 from converter.errors import SourceChanged, SourceNotFound, UsageError
@@ -191,7 +191,7 @@ def _from_hub(given: str, revision: str | None, cache: Path | None) -> tuple[str
         raise SourceNotFound(
             "There is no such file or directory, and this is not a hub id.",
             where=given,
-            do=f"{meant(given)}Give a directory, a weight file or a hub id such as EleutherAI/gpt-neo-125m.",
+            do=f"{meant_beside(given)}Give a directory, a weight file or a hub id such as EleutherAI/gpt-neo-125m.",
         )
     model, own = at_the_hub
     if revision is not None and own is not None:

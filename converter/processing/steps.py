@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from numpy.typing import NDArray
 
 from converter import choices
-from converter.choices import of_kind
+from converter.choices import meant, of_kind
 from converter.errors import UsageError
 from converter.processing.step import FLOAT32, Array, Record, Rounding, State, Step, Unit
 
@@ -40,7 +39,6 @@ def parse(spec: str) -> tuple[Step, ...]:
     known = [*BY_NAME, *_WORDS]
     for name in names:
         if name not in BY_NAME:
-            close = get_close_matches(name, known, n=3, cutoff=0.5)
             raise UsageError(
                 f"{name!r} is not a processing step."
                 if name not in _WORDS
@@ -48,9 +46,7 @@ def parse(spec: str) -> tuple[Step, ...]:
                 where=f"--process {spec}",
                 do=f"Leave the others out, or choose from the steps: {', '.join(BY_NAME)}."
                 if name in _WORDS
-                else f"Did you mean {' or '.join(close)}?"
-                if close
-                else f"Choose from {', '.join(known)}.",
+                else f"{meant(name, known, most=3)}Choose from {', '.join(known)}.",
             )
     return in_order(names)
 
