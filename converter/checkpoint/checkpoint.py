@@ -97,11 +97,8 @@ class Checkpoint:
     def tensor_name(self, key: str) -> str:
         """A weight's name in this layout: of a tied head, the embedding's. Where the layout has no
         place for it, its name in `hooked`."""
-        return self.slots[EMBEDDING if self.embedded(key) else key].name or key
-
-    def embedded(self, key: str) -> bool:
-        """Whether a weight is the head, and has no tensor but the embedding's."""
-        return key == HEAD and self.headless
+        held = EMBEDDING if key == HEAD and self.headless else key
+        return self.slots[held].name or key
 
     @property
     def buffers(self) -> list[str]:

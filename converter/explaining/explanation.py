@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from converter.dtypes import NAMES
 from converter.explaining.wording import collapsed, headline, line
-from converter.layout import ALSO_HEAD, Layout
+from converter.layout import ALSO_HEAD, Layout, is_tied_head
 
 Verdict = Literal["same-weights", "same-function", "different-model"]
 
@@ -75,13 +75,11 @@ class TensorFact:
     cast: bool = False
     carried: bool = False
     """Its LayerNorm carries biases."""
-    tied: bool = False
-    """It is the head, in the embedding's tensor."""
 
     @property
     def named(self) -> str:
         """Its name, for people."""
-        return self.name + (ALSO_HEAD if self.tied else "")
+        return self.name + (ALSO_HEAD if is_tied_head(self.name, self.key) else "")
 
     @property
     def same(self) -> bool:
@@ -105,7 +103,6 @@ class TensorFact:
             "missing_steps": list(self.missing),
             "extra_steps": list(self.extra),
             "resembles": self.resembles,
-            "tied": self.tied,
             "line": line(self),
         }
 

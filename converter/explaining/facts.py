@@ -122,7 +122,6 @@ def _fact(
         resembles=None if agrees else _resembled(converted, tensor, tensors),
         cast=narrowed,
         carried=tensor.carried and tensor.difference > 0,
-        tied=converted.embedded(tensor.key),
     )
 
 

@@ -3,7 +3,7 @@
 from converter.layout.architecture import Architecture, Row, Slot, UnitKind
 from converter.layout.layouts import LAYOUTS, Layout
 from converter.layout.ops import Rearrange, Sizes, axes
-from converter.layout.table import ALSO_HEAD, EMBEDDING, GPT_NEO, HEAD, TABLE, expand
+from converter.layout.table import ALSO_HEAD, EMBEDDING, GPT_NEO, HEAD, TABLE, expand, is_tied_head
 
 __all__ = [
     "ALSO_HEAD",
@@ -21,4 +21,5 @@ __all__ = [
     "UnitKind",
     "axes",
     "expand",
+    "is_tied_head",
 ]

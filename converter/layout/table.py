@@ -8,6 +8,7 @@ Axes: v vocabulary, c context, d d_model, n heads, h d_head, f d_mlp.
 """
 
 from converter.layout.architecture import Absence, Architecture, Row, UnitKind
+from converter.layout.layouts import LAYOUTS
 
 GAIN = Absence(1.0, raw=(), folded=("hooked",))
 SHIFT = Absence(0.0, raw=(), folded=("hooked",))
@@ -21,9 +22,6 @@ def _rows(
 ) -> tuple[Row, ...]:
     return tuple(Row(unit, *row) for row in rows)
 
-
-ALSO_HEAD = " (also the head)"
-"""Behind the name of the embedding's tensor, where it is meant as the head."""
 
 # fmt: off
 TABLE: tuple[Row, ...] = (
@@ -78,3 +76,15 @@ GPT_NEO = Architecture(
     },
 )
 expand = GPT_NEO.expand
+
+ALSO_HEAD = " (also the head)"
+"""Behind the name of the embedding's tensor, where it is meant as the head."""
+_EMBEDDINGS = frozenset(
+    row.name(layout) for row in TABLE if row.hooked == EMBEDDING for layout in LAYOUTS
+)
+
+
+def is_tied_head(tensor: str | None, key: str) -> bool:
+    """Whether the tensor of a weight, by its `hooked` name, is the embedding's, and the weight the
+    head."""
+    return key == HEAD and tensor in _EMBEDDINGS

@@ -129,7 +129,7 @@ def faulty_units(
             keys = {} if astray else differing.get(unit, {})
             if keys:
                 key = max(keys, key=keys.__getitem__)
-                place = Divergence(unit, artifact.tensor_name(key), artifact.embedded(key))
+                place = Divergence(unit, artifact.tensor_name(key))
             else:
                 place = Divergence(unit, None)
             found.setdefault(unit, place)

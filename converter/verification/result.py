@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.layout import ALSO_HEAD
+from converter.layout import ALSO_HEAD, HEAD, is_tied_head
 from converter.verification.criterion import Criterion
 from converter.verification.evidence import Evidence
 from converter.verification.reach import Reach
@@ -127,13 +127,13 @@ class Divergence:
 
     unit: str
     tensor: str | None
-    tied: bool = False
-    """The tensor is the embedding's, which is the head too."""
 
     @property
     def named(self) -> str | None:
         """The tensor, for people."""
-        return self.tensor and self.tensor + (ALSO_HEAD if self.tied else "")
+        return self.tensor and self.tensor + (
+            ALSO_HEAD if self.unit == "final" and is_tied_head(self.tensor, HEAD) else ""
+        )
 
     def __str__(self) -> str:
         return self.unit + (f": {self.named}" if self.named else "")

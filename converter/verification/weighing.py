@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from converter.checkpoint import Checkpoint
+from converter.layout import is_tied_head
 from converter.progress import Progress
 from converter.route import Route
 from converter.routing import unprocessed
@@ -138,7 +139,7 @@ def _weights(subject: str, check: WeightCheck, lossy: bool) -> Evidence:
         why = (
             f"{name}{count} of {check.compared} tensors"
             f" {'differs:' if count == 1 else 'differ, first'} {first.tensor}"
-            f" ({first.unit}{', as the head' if first.tied else ''})."
+            f" ({first.unit}{', as the head' if is_tied_head(first.tensor, first.key) else ''})."
         )
         return Evidence.differing(subject, "weights", first.tensor, why)
     how = None if check.explained is None else "accounted for by their steps, beyond rounding"
@@ -149,9 +150,7 @@ def _parting(wrong: Sequence[Mismatch], check: WeightCheck | None) -> tuple[Dive
     units: dict[str, Divergence] = {}
     for mismatch in (*(check.mismatches if check else ()), *wrong):
         if mismatch.unit:
-            units.setdefault(
-                mismatch.unit, Divergence(mismatch.unit, mismatch.tensor, mismatch.tied)
-            )
+            units.setdefault(mismatch.unit, Divergence(mismatch.unit, mismatch.tensor))
     if not units and check is not None and check.nodes:
         from converter.onnx.structure import unit_of
 

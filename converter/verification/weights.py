@@ -28,13 +28,11 @@ class Mismatch:
     """Its `hooked` name."""
     tensor: str
     """See `Checkpoint.tensor_name`."""
-    tied: bool = False
-    """It is the head, in the embedding's tensor."""
 
     @staticmethod
     def of(artifact: Checkpoint, key: str) -> Mismatch:
         place, name = artifact.slots[key].place, artifact.tensor_name(key)
-        return Mismatch(place, key, name, artifact.embedded(key))
+        return Mismatch(place, key, name)
 
 
 @dataclass(frozen=True)
