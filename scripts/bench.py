@@ -286,9 +286,9 @@ def main(
             for job in listed:
                 print(f"{size}, round {turn + 1} of {rounds}: {job.name}", file=sys.stderr)
                 runs.setdefault(job.name, []).append(run(job, _read_by_others(job, listed)))
-            document[size] = {name: [vars(r) for r in each] for name, each in runs.items()}
-            if report:  # after each round: a long run may be cut short
-                report.write_text(json.dumps(document, indent=2) + "\n")
+                document[size] = {name: [vars(r) for r in each] for name, each in runs.items()}
+                if report:  # after each job: a long run may be cut short
+                    report.write_text(json.dumps(document, indent=2) + "\n")
         console.print(table(size, {name: _median(r) for name, r in runs.items()}, listed))
         if only == ("",):
             shutil.rmtree(place)

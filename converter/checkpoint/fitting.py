@@ -54,9 +54,9 @@ def read_config(source: Source, seen: Recognised, notes: list[str]) -> tuple[Sou
         )
     else:
         raise ConfigError(
-            f"There is no {wanted} beside the weights, and shapes alone do not tell the heads.",
+            f"There is no {wanted.config} beside the weights, and shapes alone do not tell the heads.",
             where=str(source.path),
-            do=f"Put it beside the weights, or give it with --cfg {wanted} if they are the first"
+            do=f"Put it beside the weights, or give it with --cfg {wanted.config} if they are the first"
             f" that is named. Where the model is, this writes it: {_WRITES[seen.layout]}",
         )
     if config.n_layers > len(seen.found):  # before a table of that size is built
