@@ -1,4 +1,4 @@
-"""A manifest's rows become jobs by the commands' own options."""
+"""A manifest's lines become jobs by the commands' own options."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def jobs_of(
     lost: list[Outcome] = []
     wrong: list[tuple[int, NeoconvertError]] = []
     defaults: dict[str, dict[str, Any]] = {}
-    for row in read(manifest):
-        cells = {_plain(name): value for name, value in row.cells.items()}
+    for line in read(manifest):
+        cells = {_plain(name): value for name, value in line.cells.items()}
         name = str(cells.get("command"))
         if name in COMMANDS and name not in defaults:
             defaults[name] = cli_defaults.read(name, commands)
         try:
-            jobs += _jobs(row, cells, commands, defaults, also, lost)
+            jobs += _jobs(line, cells, commands, defaults, also, lost)
         except NeoconvertError as error:
-            wrong.append((row.line, error))
+            wrong.append((line.number, error))
             if len(wrong) == _MOST_WRONG:
                 break
     for job, place, how in islice(apart(jobs), _MOST_WRONG - len(wrong)):
@@ -86,7 +86,7 @@ def _refused(manifest: Path, wrong: list[tuple[int, NeoconvertError]]) -> UsageE
 
 
 def _jobs(
-    row: Line,
+    line: Line,
     cells: dict[str, Any],
     commands: Mapping[str, click.Command],
     defaults: dict[str, dict[str, Any]],
@@ -99,7 +99,7 @@ def _jobs(
     command = commands[_command(cells)]
     options, left_open = _options(command), defaults[str(command.name)]
     for name in cells:
-        _require_known(name, row.cells, options, commands)
+        _require_known(name, line.cells, options, commands)
     if "source" not in cells:
         raise UsageError("There is no source.", where="source", do="Name a checkpoint, or a pattern.")  # fmt: skip
     if "output" not in cells:
@@ -113,12 +113,12 @@ def _jobs(
         raise
     except NeoconvertError as error:  # the line is right, and fails as one that is converted does
         job = _job(
-            row.line, command, options, cells, Named(source, None, AS_WRITTEN), left_open, also
+            line.number, command, options, cells, Named(source, None, AS_WRITTEN), left_open, also
         )
         lost.append(failed(job, error))
         return
     for found in stands_for:
-        yield _job(row.line, command, options, cells, found, left_open, also)
+        yield _job(line.number, command, options, cells, found, left_open, also)
 
 
 def _job(

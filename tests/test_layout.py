@@ -48,9 +48,10 @@ def test_one_to_one_and_total(layout: Layout) -> None:
 
 
 def test_a_table_that_is_not_one_to_one_is_refused() -> None:
-    twice = replace(GPT_NEO, rows=(*TABLE, TABLE[0]))
-    with pytest.raises(AssertionError, match="one-to-one"):
-        twice.expand("hf", SIZES, 1)
+    one_name = replace(TABLE[1], hf=TABLE[0].hf)
+    for rows in ((*TABLE, TABLE[0]), (TABLE[0], one_name, *TABLE[2:])):
+        with pytest.raises(AssertionError, match="one-to-one"):
+            replace(GPT_NEO, rows=rows).expand("hf", SIZES, 1)
 
 
 def test_another_architecture_is_its_table() -> None:

@@ -1,4 +1,4 @@
-"""A manifest: one row for each thing to do, as CSV or JSON lines, and what a row's source stands for."""
+"""A manifest: one line for each thing to do, as CSV or JSON, and what a line's source stands for."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _GLOB = re.compile(r"[*?[]")
 
 @dataclass(frozen=True)
 class Line:
-    """One line."""
+    """What one line of a manifest says."""
 
-    line: int
+    number: int
     cells: Mapping[str, Any]
     """By column, as they are written; without those that are empty."""
 
 
 def read(path: Path) -> list[Line]:
-    """The rows of a CSV file with a header, or of JSON lines, whatever the file is called.
+    """The lines of a CSV file with a header, or of JSON objects, whatever the file is called.
 
     Raises:
         UsageError: it is neither; the message names the line. BadInput: it cannot be read.
@@ -54,14 +54,14 @@ def read(path: Path) -> list[Line]:
             where=str(path),
             do="Give a CSV file with a header, or one JSON object in each line, in UTF-8.",
         ) from error
-    rows = list(_json(text, path) if text.lstrip().startswith(("{", "[")) else _csv(text, path))
-    if not rows:
+    lines = list(_json(text, path) if text.lstrip().startswith(("{", "[")) else _csv(text, path))
+    if not lines:
         raise UsageError(
             "There is nothing to do in the manifest.",
             where=str(path),
             do="Give a CSV file with a header, or one JSON object in each line.",
         )
-    return rows
+    return lines
 
 
 def _json(text: str, path: Path) -> Iterator[Line]:
@@ -114,7 +114,7 @@ def _malformed(path: Path, line: int, what: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Named:
-    """One checkpoint that a row's source stands for."""
+    """One checkpoint that a line's source stands for."""
 
     source: str
     revision: str | None

@@ -35,7 +35,7 @@ class OwnForward(Runtime):
 
     def exact_logits(self, probe: Probe) -> Tensor:
         raise NotComparable(
-            "no software there runs this layout, and the reference is not compared with itself"
+            "no software in its environment runs the layout, and the reference is not compared with itself"
         )
 
     def logits(self, probe: Probe) -> Tensor:

@@ -95,7 +95,7 @@ def test_a_hooked_artifact_where_transformer_lens_4_is_one_of_two(
     assert ran[1].startswith("neoconvert's own forward (transformer-lens 4.")
     assert exact[1].outcome == "not comparable"
     assert exact[1].why is not None
-    assert exact[1].why.startswith("no software there runs this layout")
+    assert exact[1].why.startswith("no software in its environment runs the layout")
     assert len(advice) == 1
     assert "TransformerLens 3 or earlier" in advice[0]
 
