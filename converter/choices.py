@@ -1,4 +1,4 @@
-"""Values that may not be anything: a wrong one is refused by name, with what there is."""
+"""The values that options take: a wrong one is refused by name, with what there is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from converter.errors import UsageError
 
@@ -22,6 +22,22 @@ STEPS = (
 is that of a module of `converter.processing`, which holds all that is known of the step."""
 DEFAULT_STEPS = STEPS[:4]
 """What TransformerLens's `from_pretrained` does."""
+
+Command = Literal["hf-to-tl", "tl-to-hf", "bake", "export-onnx"]
+"""Those that convert."""
+LensLayout = Literal["hooked", "bridge"]
+"""TransformerLens's."""
+Reverse = Literal["auto", "exact", "functional"]
+"""How processing is undone."""
+LedgerKind = Literal["compact", "exact"]
+LedgerOption = Literal[LedgerKind, "none"]
+Format = Literal["safetensors", "onnx"]
+GraphWeights = Literal["shared", "external", "inline"]
+"""Where a graph's weights are."""
+Client = Literal["transformers-js"]
+Check = Literal["weights", "function"]
+Effort = Literal["quick", "standard", "thorough"]
+RuntimeName = Literal["torch", "onnxruntime"]
 
 
 def one_of(value: Any, choices: Collection[str], option: str) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from converter import cli_defaults
+from converter.choices import LensLayout, Reverse
 from converter.cli_batch import batch
 from converter.cli_completion import sources
 from converter.cli_ending import Group, reporting
@@ -54,7 +55,7 @@ def main(context: click.Context) -> None:
 @click.argument("output", type=UserPath())
 @click.option(
     "--layout",
-    type=click.Choice(["hooked", "bridge"]),
+    type=click.Choice(get_args(LensLayout)),
     default="hooked",
     show_default=True,
     help="hooked: HookedTransformer's names (TL 2 and 3). bridge: TransformerBridge's (TL 3 and 4).",
@@ -96,7 +97,7 @@ def bake(source: str, output: Path, **options: Any) -> Any:
 @click.argument("output", type=UserPath())
 @click.option(
     "--reverse",
-    type=click.Choice(["auto", "exact", "functional"]),
+    type=click.Choice(get_args(Reverse)),
     default="auto",
     show_default=True,
     help="Undoing TransformerLens's processing. exact: the original bits, from the ledger, or exit 3."

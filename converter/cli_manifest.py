@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from converter import cli_defaults
-from converter.choices import meant
+from converter.choices import Command, meant
 from converter.cli_running import request_of, require_report
 from converter.errors import NeoconvertError, UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from converter.batch import Job, Outcome
     from converter.batch.manifest import Line, Named
 
-COMMANDS = ("hf-to-tl", "tl-to-hf", "bake", "export-onnx")
+COMMANDS = get_args(Command)
 _OWN = ("command", "source", "output")
 _NOT_HERE = ("json", "quiet", "debug", "dry-run", "help", "push-to", "jobs")
 """Options that are the batch's, or no batch's, and not a line's."""

@@ -5,11 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from converter.choices import DEFAULT_STEPS, STEPS, place
+from converter.choices import (
+    DEFAULT_STEPS,
+    STEPS,
+    Client,
+    Effort,
+    Format,
+    GraphWeights,
+    LedgerOption,
+    RuntimeName,
+    place,
+)
 from converter.cli_completion import hooks, steps
 from converter.errors import UsageError
 
@@ -74,7 +84,7 @@ def process_option(default: str) -> Callable[[Callback], Callback]:
         ),
         click.option(
             "--ledger",
-            type=click.Choice(["compact", "exact", "none"]),
+            type=click.Choice(get_args(LedgerOption)),
             default="compact",
             show_default=True,
             help="What is kept so that processing can be undone. exact: the original bits.",
@@ -144,7 +154,7 @@ running = _options(
     ),
     click.option(
         "--effort",
-        type=click.Choice(["quick", "standard", "thorough"]),
+        type=click.Choice(get_args(Effort)),
         default="standard",
         show_default=True,
         help="How much is run. thorough: every token, every position, whatever it costs.",
@@ -161,7 +171,7 @@ verifying = _options(
     running,
     click.option(
         "--runtime",
-        type=click.Choice(["torch", "onnxruntime"]),
+        type=click.Choice(get_args(RuntimeName)),
         help="Run the weights in torch, or the graph in onnxruntime, alone. Default: what there is.",
     ),
     click.option(
@@ -182,7 +192,7 @@ graph = _options(
     ),
     click.option(
         "--weights",
-        type=click.Choice(["shared", "external", "inline"]),
+        type=click.Choice(get_args(GraphWeights)),
         help="Where the graph's weights are. shared: in the safetensors files (default). external:"
         " in model.onnx_data. inline: in model.onnx, up to 2 GB.",
     ),
@@ -190,14 +200,14 @@ graph = _options(
     click.option(
         "--for",
         "client",
-        type=click.Choice(["transformers-js"]),
+        type=click.Choice(get_args(Client)),
         help="ONNX in the folders that this client looks in.",
     ),
 )
 formats = click.option(
     "--format",
     "formats",
-    type=click.Choice(["safetensors", "onnx"]),
+    type=click.Choice(get_args(Format)),
     multiple=True,
     default=("safetensors",),
     show_default=True,

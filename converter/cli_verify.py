@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from converter.choices import Check
 from converter.cli_completion import sources
 from converter.cli_ending import reporting
 from converter.cli_options import UserPath, printing, reading, running, text, verifying
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 @click.option(
     "--check",
     "checks",
-    type=click.Choice(["weights", "function"]),
+    type=click.Choice(get_args(Check)),
     multiple=True,
-    default=("weights", "function"),
+    default=get_args(Check),
     show_default=True,
     help="Repeatable. weights: bit for bit. function: log-probabilities.",
 )

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.replaceable import check_output
-from converter.choices import place
+from converter.choices import Effort, LedgerOption, Reverse, RuntimeName, place
 from converter.errors import UsageError
 from converter.exporting import Addition, Graph, add_graph
 from converter.layout import Layout
 from converter.opening import Given, opened
 from converter.pipeline import Conversion, convert
 from converter.progress import Progress
-from converter.request import Checking, LedgerKind, Request, RuntimeName, Writing
-from converter.routing import Reverse
-from converter.verification.probes import Effort
+from converter.request import Checking, Request, Writing
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +28,7 @@ def hf_to_tl(
     process: str = "none",
     adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
-    ledger: LedgerKind = "compact",
+    ledger: LedgerOption = "compact",
     max_shard_size: str | int = "5GB",
     graph: Graph | None = None,
     keep_weights: bool = False,
@@ -89,7 +87,7 @@ def bake(
     process: str = "default",
     adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
-    ledger: LedgerKind = "compact",
+    ledger: LedgerOption = "compact",
     max_shard_size: str | int = "5GB",
     graph: Graph | None = None,
     keep_weights: bool = False,
@@ -124,7 +122,7 @@ def tl_to_hf(
     reverse: Reverse = "auto",
     adapter: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
-    ledger: LedgerKind = "compact",
+    ledger: LedgerOption = "compact",
     max_shard_size: str | int = "5GB",
     graph: Graph | None = None,
     keep_weights: bool = False,

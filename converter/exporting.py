@@ -6,13 +6,13 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.publish import adding
 from converter.checkpoint.record import bears_seal
 from converter.checkpoint.replaceable import require_free
-from converter.choices import flags, of_kind, one_of
+from converter.choices import Client, GraphWeights, flags, of_kind, one_of
 from converter.errors import NeoconvertError, UsageError, VerificationFailed
 from converter.request import Checking
 from converter.routing import plain
@@ -21,8 +21,6 @@ from converter.verification import Verification
 if TYPE_CHECKING:
     from converter.onnx import ExportResult
 
-WeightsMode = Literal["shared", "external", "inline"]
-TRANSFORMERS_JS = "transformers-js"
 _FOLDER = "onnx"
 _MARK = b"\x12\x0aneoconvert"
 """The field of a graph that says who wrote it, near its beginning (see `record.bears_seal`)."""
@@ -40,13 +38,13 @@ class Graph:
             and a graph cannot share weights outside its folder.
     """
 
-    weights: WeightsMode = "shared"
+    weights: GraphWeights = "shared"
     with_past: bool = True
     hooks: Sequence[str] = ()
     client: str | None = None
 
     def __post_init__(self) -> None:
-        one_of(self.weights, get_args(WeightsMode), "--weights")
+        one_of(self.weights, get_args(GraphWeights), "--weights")
         flags({"with_past": self.with_past})
         of_kind(self.hooks, Collection, "--hook", "Give the hook points' names, or patterns.")
         hooks = (self.hooks,) if isinstance(self.hooks, str) else tuple(self.hooks)
@@ -54,7 +52,7 @@ class Graph:
             of_kind(hook, str, "--hook", "Give the hook points' names, or patterns.")
         object.__setattr__(self, "hooks", hooks)
         if self.client is not None:
-            one_of(self.client, (TRANSFORMERS_JS,), "--for")
+            one_of(self.client, get_args(Client), "--for")
         if self.client and self.weights == "shared":
             raise UsageError(
                 "A graph in the folder onnx/ cannot share weight files outside it.",
@@ -65,7 +63,7 @@ class Graph:
 
     @staticmethod
     def of(
-        weights: WeightsMode | None, with_past: bool, hooks: Sequence[str], client: str | None
+        weights: GraphWeights | None, with_past: bool, hooks: Sequence[str], client: str | None
     ) -> Graph:
         """`weights` None: "shared", or where the client cannot have that, "external"."""
         return Graph(

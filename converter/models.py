@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from converter.checkpoint import Checkpoint, sidecar
 from converter.checkpoint.opening import read_checkpoint
@@ -14,7 +14,7 @@ from converter.checkpoint.plan import make_plan
 from converter.checkpoint.reader import TorchReader
 from converter.checkpoint.sink import Memory
 from converter.checkpoint.source import Source
-from converter.choices import one_of
+from converter.choices import Reverse, one_of
 from converter.dtypes import NAMES
 from converter.errors import UsageError
 from converter.layout import LAYOUTS, Layout, UnitKind
@@ -23,7 +23,7 @@ from converter.processing import parse
 from converter.progress import Progress, silent
 from converter.request import code_asked
 from converter.route import Route
-from converter.routing import REVERSES, Reverse, biased_units, has_ledger, processing, reversing
+from converter.routing import biased_units, has_ledger, processing, reversing
 from converter.streaming import stream
 from converter.verification.loading import require_bridge, require_hooked, resolve_device
 
@@ -190,7 +190,7 @@ def _route(
     source: Checkpoint, layout: Layout, process: str, reverse: Reverse, *, recast: bool
 ) -> Route:
     steps = parse(process)
-    one_of(reverse, REVERSES, "--reverse")
+    one_of(reverse, get_args(Reverse), "--reverse")
     if reverse != "auto" and (steps or layout != "hf"):
         raise UsageError(
             "Processing is undone on the way to plain Hugging Face weights, and nowhere else.",

@@ -8,31 +8,36 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from converter.checkpoint import Checkpoint
 from converter.checkpoint.plan import split_by_size
-from converter.choices import flags, of_kind, one_of
+from converter.choices import (
+    Command,
+    Effort,
+    LedgerOption,
+    LensLayout,
+    Reverse,
+    RuntimeName,
+    flags,
+    of_kind,
+    one_of,
+)
 from converter.dtypes import NAMES, code_named
 from converter.errors import BadInput
 from converter.layout import Layout
 from converter.processing import parse
-from converter.processing.unit_ledger import Kind
 from converter.progress import Progress, silent
 from converter.route import Processing, Route
-from converter.routing import REVERSES, Reverse, has_ledger, plain, processing, reversing
+from converter.routing import has_ledger, plain, processing, reversing
 from converter.verification import Verification, verify
 from converter.verification.loading import require_docstrings, resolve_device
-from converter.verification.probes import EFFORTS, Effort
 
 if TYPE_CHECKING:
     import torch
 
     from converter.exporting import Graph
 
-Command = Literal["hf-to-tl", "tl-to-hf", "bake", "export-onnx"]
-LedgerKind = Literal[Kind, "none"]
-RuntimeName = Literal["torch", "onnxruntime"]
 KEEP = "keep"
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -55,7 +60,7 @@ class Writing:
     """How the result is stored; see `convert.hf_to_tl`."""
 
     dtype: str | torch.dtype | None = None
-    ledger: LedgerKind = "compact"
+    ledger: LedgerOption = "compact"
     max_shard_size: str | int = "5GB"
     graph: Graph | None = None
     keep_weights: bool = False
@@ -67,7 +72,7 @@ class Writing:
         from converter.exporting import Graph
 
         code_asked(self.dtype)
-        one_of(self.ledger, ("compact", "exact", "none"), "--ledger")
+        one_of(self.ledger, get_args(LedgerOption), "--ledger")
         of_kind(self.max_shard_size, (str, int), "--max-shard-size", "Write it as 5GB or 100000.")
         split_by_size({}, self.max_shard_size)
         if self.graph is not None:
@@ -126,7 +131,7 @@ class Checking:
     def __post_init__(self) -> None:
         if self.runtime is not None:
             one_of(self.runtime, get_args(RuntimeName), "--runtime")
-        one_of(self.effort, EFFORTS, "--effort")
+        one_of(self.effort, get_args(Effort), "--effort")
         flags({"check": self.check, "layers": self.layers})
         if self.progress is not None and not callable(self.progress):
             of_kind(
@@ -184,8 +189,8 @@ class Request:
     """Of tl-to-hf."""
 
     def __post_init__(self) -> None:
-        one_of(self.layout, ("hooked", "bridge"), "--layout")
-        one_of(self.reverse, REVERSES, "--reverse")
+        one_of(self.layout, get_args(LensLayout), "--layout")
+        one_of(self.reverse, get_args(Reverse), "--reverse")
         parse(self.process)
 
     def to_json(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerFile, open_ledger
 from converter.checkpoint.provenance import describes
 from converter.checkpoint.source import LEDGER
+from converter.choices import Reverse
 from converter.dtypes import same_bits, sha256
 from converter.errors import CannotUndo, UsageError
 from converter.layout import GPT_NEO, LAYOUTS, Layout, Slot
@@ -19,9 +20,6 @@ from converter.piecewise import stored_as
 from converter.processing import Carry, Rounding, State, Step, detect, in_order
 from converter.processing.step import in_float64, is_vector
 from converter.route import Functional, Processing, Route, Tensors, Undoing, groups
-
-Reverse = Literal["auto", "exact", "functional"]
-REVERSES: tuple[Reverse, ...] = ("auto", "exact", "functional")
 
 
 def recorded_steps(source: Checkpoint) -> tuple[str, ...]:

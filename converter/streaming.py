@@ -11,6 +11,7 @@ from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.plan import Plan, Planned
 from converter.checkpoint.sink import Sink
+from converter.choices import LedgerKind
 from converter.dtypes import CODES, NAMES, cast, chunks, sha256
 from converter.errors import CannotUndo, NotRepresentable
 from converter.layout import Slot
@@ -18,7 +19,7 @@ from converter.parallel import give_back
 from converter.piecewise import Index, Piecewise, cut
 from converter.processing.ledger import encode_unit
 from converter.processing.step import is_vector
-from converter.processing.unit_ledger import WITHOUT, Kind, UnitLedger
+from converter.processing.unit_ledger import WITHOUT, UnitLedger
 from converter.progress import Progress
 from converter.route import Array, Made, Processing, Route, Tensors, Undoing
 
@@ -158,7 +159,7 @@ def _not_finite(array: Array) -> int:
 
 
 def _kept(
-    kind: Kind, prefix: str, route: Route, unit: Tensors, written: Tensors, made: Made
+    kind: LedgerKind, prefix: str, route: Route, unit: Tensors, written: Tensors, made: Made
 ) -> UnitLedger:
     assert isinstance(route, Processing)
     # A head that stays tied in the target comes back by its tie.

@@ -14,17 +14,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.choices import Effort
 from converter.demo import MODEL
 from converter.layout import Layout
 from converter.onnx import export
 from converter.opening import open_artifact
 from converter.verification.loading import has_hooked_transformer, installed
-from converter.verification.probes import EFFORTS, Effort, standard_probes
+from converter.verification.probes import standard_probes
 from converter.verification.program import MAX_TIMES, Program, Reference, compare_program
 from converter.verification.runtimes import open_runtime
 from scripts.models import MODELS, make_model_apart
@@ -62,7 +64,7 @@ def rows(name: str, found: Program) -> Iterator[str]:
 
 @click.command()
 @click.option("--layers", default=0, help="Of a model of gpt-neo-125m's widths; 0: the demo model.")
-@click.option("--effort", default="standard", type=click.Choice(EFFORTS))
+@click.option("--effort", default="standard", type=click.Choice(get_args(Effort)))
 def main(layers: int, effort: Effort) -> None:
     path = MODELS / f"neo-{layers}" if layers else MODEL
     if layers:

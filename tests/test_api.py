@@ -13,6 +13,7 @@ import torch
 
 import converter
 from converter import convert, errors
+from converter.cli import main
 from converter.errors import UsageError
 from tests.checkpoints import Recipe, read_all, write_hf
 
@@ -112,6 +113,19 @@ def test_torch_dtypes_are_dtypes(hf: Path, tmp_path: Path) -> None:
 def test_every_option_has_a_name(name: str) -> None:
     parameters = inspect.signature(getattr(convert, name)).parameters.values()
     assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters)
+
+
+@pytest.mark.parametrize(
+    "command", ["hf-to-tl", "tl-to-hf", "bake", "export-onnx", "verify", "reference"]
+)
+def test_options_and_keywords_have_the_same_defaults(command: str) -> None:
+    keywords = inspect.signature(getattr(converter, command.replace("-", "_"))).parameters
+    given = main.commands[command].make_context(command, ["a", "b"], resilient_parsing=True).params
+    both = given.keys() & keywords.keys() - {"source", "output", "original"}
+    assert len(both) > 3
+    for name in both:
+        said = None if given[name] == "keep" else given[name]
+        assert said == keywords[name].default, name
 
 
 def test_dir_shows_what_there_is() -> None:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from converter.checkpoint import open_checkpoint
+from converter.choices import LedgerOption
 from converter.convert import bake, hf_to_tl, tl_to_hf
 from converter.errors import CorruptFile
 from converter.exporting import Graph
 from converter.layout import Layout
 from converter.pipeline import convert
-from converter.request import Checking, LedgerKind, Writing
+from converter.request import Checking, Writing
 from converter.routing import plain
 from converter.verification import verify
 from tests.checkpoints import Recipe, read_all, recipes, same, tensors_of, write_hf
@@ -154,7 +155,7 @@ def test_weights_of_several_dtypes_open_as_before(stated: str | None, tmp_path: 
 @pytest.mark.parametrize("ledger", ["compact", "exact"])
 @pytest.mark.parametrize("wide", ["ln_", "wte"])
 def test_processing_weights_of_several_dtypes_is_undone(
-    wide: str, ledger: LedgerKind, tmp_path: Path
+    wide: str, ledger: LedgerOption, tmp_path: Path
 ) -> None:
     """What 16 bits cost those that were stored in them is not held against undoing."""
     source = random_hf(tmp_path / "hf")

@@ -23,10 +23,11 @@ from safetensors.numpy import save_file
 from converter import strict_json
 from converter.checkpoint.reader import open_safetensors
 from converter.checkpoint.source import LEDGER
+from converter.choices import LedgerKind
 from converter.dtypes import contiguous, sha256
 from converter.errors import CorruptFile
 from converter.layout import Slot
-from converter.processing.unit_ledger import WITHOUT, Json, Kind, UnitLedger, corrupt_ledger, expect
+from converter.processing.unit_ledger import WITHOUT, Json, UnitLedger, corrupt_ledger, expect
 
 SCHEMA_VERSION = 1
 
@@ -41,7 +42,7 @@ class LedgerWriter:
     Arrays wait in a file without a name: of a large model, an exact ledger's take hundreds of megabytes.
     """
 
-    def __init__(self, kind: Kind, directory: Path) -> None:
+    def __init__(self, kind: LedgerKind, directory: Path) -> None:
         self.kind = kind
         self.directory = directory
         """Where the ledger will be, and where there is room for it."""
@@ -116,7 +117,7 @@ class LedgerFile:
     """An open ledger, its JSON parsed; `unit` reads one unit's arrays."""
 
     path: Path
-    kind: Kind
+    kind: LedgerKind
     tied: bool
     original_sha256: Mapping[str, str]
     """Digest of each original HF tensor's bytes, by HF name."""
@@ -202,7 +203,7 @@ def _parsed(document: Any, path: Path) -> LedgerFile:
     meta = expect(document, dict, "metadata")
     if meta["schema_version"] != SCHEMA_VERSION:
         raise corrupt_ledger("schema_version", f"it is {meta['schema_version']!r:.40}")
-    if meta["kind"] not in get_args(Kind):
+    if meta["kind"] not in get_args(LedgerKind):
         raise corrupt_ledger("kind", f"it is {meta['kind']!r:.40}")
     units = expect(meta["units"], dict, "units")
     arrays: dict[str, str] = {}

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.choices import LedgerKind
 from converter.dtypes import bits, code_of, same_bits
 from converter.processing import residue
 from converter.processing.step import Record, Rounding, Step, in_float64, is_vector
@@ -30,7 +31,6 @@ from converter.processing.unit_ledger import (
     Applied,
     How,
     Kept,
-    Kind,
     UnitLedger,
     corrupt_ledger,
     tensor_of,
@@ -54,7 +54,7 @@ def encode_unit(
     steps: Sequence[Step],
     records: Sequence[Record],
     *,
-    kind: Kind,
+    kind: LedgerKind,
     prefix: str = "",
 ) -> UnitLedger:
     """The ledger of one unit.

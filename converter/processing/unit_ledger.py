@@ -20,7 +20,6 @@ from converter.processing.carry import Carry
 from converter.processing.step import IndexArray, Rounding, Shapes, Step
 from converter.processing.steps import BY_NAME
 
-Kind = Literal["compact", "exact"]
 How = Literal["same", "zero", "original", "residue", "basis"]
 Json = dict[str, Any]
 _STEPS: dict[str, Step] = {**BY_NAME, Carry.name: Carry()}

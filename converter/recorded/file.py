@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from converter.checkpoint.config import checked, integer
 from converter.checkpoint.publish import adding
 from converter.checkpoint.reader import SafetensorsReader, open_safetensors
 from converter.checkpoint.record import UNSEALED, bears_seal, sealed
+from converter.choices import Effort
 from converter.dtypes import CODES
 from converter.errors import BadInput, CorruptFile
 from converter.layout import LAYOUTS
@@ -25,7 +26,7 @@ from converter.recorded.recipes import Recipe
 from converter.recorded.sampled import LIKELIEST, Table, unpadded
 from converter.verification.evidence import Evidence
 from converter.verification.measuring import Errors
-from converter.verification.probes import EFFORTS, Probe, wholes
+from converter.verification.probes import Probe, wholes
 from converter.verification.result import RuntimeInfo
 
 KEY = "neoconvert_reference"
@@ -189,7 +190,7 @@ def _contents(said: Any, reader: SafetensorsReader, where: str) -> Contents:
     _need(set(codes.values()) <= CODES.keys() and bool(codes), "a dtype that is none")
     config = _config(said["config"], len(codes), where)
     _need(said["layout"] in tuple(LAYOUTS), "its layout is none")
-    _need(said["effort"] in EFFORTS, "its effort is none")
+    _need(said["effort"] in get_args(Effort), "its effort is none")
 
     def array(name: str, *shape: int | None) -> Array:
         found = reader.read(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from converter.checkpoint.reader import Stored
 from converter.checkpoint.replaceable import require_free
 from converter.checkpoint.signature import signature
 from converter.checkpoint.source import Source
-from converter.choices import flags, one_of, place, seed_of
+from converter.choices import Effort, flags, one_of, place, seed_of
 from converter.environment import versions
 from converter.errors import UsageError
 from converter.layout import expand
@@ -26,7 +26,7 @@ from converter.route import Route
 from converter.verification.evidence import Evidence, NotComparable
 from converter.verification.judge import MAX_RATIO, pooled_floor
 from converter.verification.original import Original, Pass
-from converter.verification.probes import EFFORTS, Effort, Probe
+from converter.verification.probes import Probe
 from converter.verification.verify import require_readable
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def reference(
     words = None if text is None else place(text, "--text", "Give a file of UTF-8 text.")
     flags({"--overwrite": overwrite})
     seed = seed_of(seed)
-    one_of(effort, EFFORTS, "--effort")
+    one_of(effort, get_args(Effort), "--effort")
     checkpoint = open_artifact(original)
     require_readable(checkpoint)
     require_free(target, mark=file.MARK, overwrite=overwrite)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint import Checkpoint
+from converter.choices import Effort
 from converter.opening import Given, open_artifact
 from converter.progress import Progress
 from converter.route import Route
 from converter.routing import between
 from converter.verification.evidence import Evidence
-from converter.verification.probes import Effort, Probe, standard_probes, text_probes
+from converter.verification.probes import Probe, standard_probes, text_probes
 from converter.verification.result import RuntimeInfo
 
 if TYPE_CHECKING:

@@ -7,15 +7,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from converter.checkpoint import NeoConfig
+from converter.choices import Effort
 from converter.errors import BadInput, panicked
-
-Effort = Literal["quick", "standard", "thorough"]
-EFFORTS: tuple[Effort, ...] = ("quick", "standard", "thorough")
 
 AFFORDABLE = 5e10
 """What one probe may cost, in multiply-adds: some ten seconds in float64 on two cores."""

@@ -15,7 +15,6 @@ from converter.verification.loading import has_hooked_transformer, has_software,
 from converter.verification.runtime import Runtime
 from converter.verification.runtimes import open_runtime
 
-RUNTIMES = ("torch", "onnxruntime")
 THE_WEIGHTS = "the weights"
 """The name of an artifact's own weight files."""
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from converter.checkpoint import Checkpoint
-from converter.choices import flags, of_kind, one_of, place, seed_of
+from converter.choices import Check, Effort, RuntimeName, flags, of_kind, one_of, place, seed_of
 from converter.errors import MissingTensor, UsageError
 from converter.opening import Given, open_artifact
 from converter.progress import Progress, silent
@@ -18,18 +18,18 @@ from converter.verification.criterion import Criterion
 from converter.verification.evidence import LINKS, Evidence, problems
 from converter.verification.judge import MAX_RATIO
 from converter.verification.original import Original, original_of
-from converter.verification.probes import EFFORTS, Effort, Probe
+from converter.verification.probes import Probe
 from converter.verification.reach import reach_of
 from converter.verification.remarks import how_to_state_limits, what_is_astray, where_it_runs
 from converter.verification.result import Divergence, Layers, Verification
-from converter.verification.subjects import RUNTIMES, Subject, graphs_of, subjects_of
+from converter.verification.subjects import Subject, graphs_of, subjects_of
 from converter.verification.weighing import Weighing, weigh
 from converter.verification.weights import require_same_sizes
 
 if TYPE_CHECKING:
     import torch
 
-CHECKS = ("weights", "function")
+CHECKS: tuple[Check, ...] = get_args(Check)
 
 
 def verify(
@@ -102,9 +102,9 @@ def verify(
         )
     known = original if isinstance(original, Original) else original_of(original)
     original, artifact = known.checkpoint, open_artifact(artifact)
-    one_of(effort, EFFORTS, "--effort")
+    one_of(effort, get_args(Effort), "--effort")
     if runtime is not None:
-        one_of(runtime, RUNTIMES, "--runtime")
+        one_of(runtime, get_args(RuntimeName), "--runtime")
     limit = MAX_RATIO if max_ratio is None else max_ratio
     of_kind(limit, (int, float), "--max-ratio", "Give a number above 0.")
     words = None if text is None else place(text, "--text", "Give a file of UTF-8 text.")

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from converter.choices import LedgerKind
 from converter.convert import tl_to_hf
 from converter.dtypes import CODES, same_bits
 from converter.errors import CorruptFile
 from converter.processing import DEFAULT, STEPS, Carry, Step, absorb, apply_all, parse
 from converter.processing.ledger import decode_unit, encode_unit
 from converter.processing.step import Array
-from converter.processing.unit_ledger import Kind, UnitLedger
+from converter.processing.unit_ledger import UnitLedger
 from tests.processing.weights import (
     SUBSETS,
     TOKENS,
@@ -44,7 +45,7 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def convert(
-    original: Tensors, steps: tuple[Step, ...], code: str, kind: Kind, *, drop: bool = True
+    original: Tensors, steps: tuple[Step, ...], code: str, kind: LedgerKind, *, drop: bool = True
 ) -> tuple[Tensors, UnitLedger]:
     """Process a stored unit into `code`; `drop` what the target layout has no tensor for."""
     processed, records = apply_all(in_float64(original), steps)
@@ -161,7 +162,7 @@ def test_an_edit_leaves_other_tensors_exact() -> None:
 @pytest.mark.parametrize("carry", [(), (Carry(),)], ids=["processed", "baked"])
 @pytest.mark.parametrize("steps", [DEFAULT, STEPS], ids=label)
 def test_edited_weights_keep_their_function(
-    steps: tuple[Step, ...], carry: tuple[Step, ...], kind: Kind
+    steps: tuple[Step, ...], carry: tuple[Step, ...], kind: LedgerKind
 ) -> None:
     """Some tensors edited after processing: undone, without biases, in the original norms."""
     start = model(4)
@@ -354,7 +355,7 @@ def test_size_at_the_shapes_of_the_125m_model(
     ]
     scale = {"attn": 0.25, "mlp.": 0.25}
     ratios = {}
-    kinds: tuple[Kind, ...] = ("compact", "exact")
+    kinds: tuple[LedgerKind, ...] = ("compact", "exact")
     for kind in kinds:
         kept = total = 0.0
         for unit, times in parts:

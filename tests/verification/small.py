@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
+from converter.choices import Effort
 from converter.verification import verify
-from converter.verification.probes import EFFORTS, Effort
 from converter.verification.program import MAX_TIMES
 from tests.verification import software
 from tests.verification.fault import ALL, RAW, Artifact, Edit, Fault, Weights, one, own_head, put
@@ -169,7 +169,7 @@ def judge(workshop: Workshop, fault: Fault, artifact: Artifact) -> Small | None:
         except NothingChanges:
             return None
         change = workshop.change_in_float64(fault, artifact, spoiled)
-        for effort in EFFORTS[1:]:
+        for effort in get_args(Effort)[1:]:
             with fault.software() if fault.software else contextlib.nullcontext():
                 result = verify(
                     workshop.original, spoiled, checks=["function"], device="cpu", effort=effort

@@ -12,11 +12,11 @@ import torch
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.choices import LedgerOption
 from converter.demo import MODEL
 from converter.errors import BadInput, CannotDoHere, VerificationFailed
 from converter.layout import Layout
 from converter.opening import open_artifact
-from converter.request import LedgerKind
 from converter.verification import Divergence, verify
 from converter.verification.loading import has_hooked_transformer
 from tests.marks import needs_hooked
@@ -252,7 +252,7 @@ def test_transformer_lens_own_processing_is_accounted_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("ledger", ["compact", "exact"])
 def test_what_was_processed_into_16_bits_comes_back(
-    tmp_path: Path, dtype: str, ledger: LedgerKind
+    tmp_path: Path, dtype: str, ledger: LedgerOption
 ) -> None:
     """The original is not what the rounded file computes; that is no fault of undoing."""
     source = random_hf(tmp_path / "m", scale=1.5)

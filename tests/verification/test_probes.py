@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,15 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.checkpoint import Checkpoint, NeoConfig
+from converter.choices import Effort
 from converter.errors import BadInput
 from converter.verification import standard_probes
 from converter.verification.measuring import measure, measure_rows
 from converter.verification.original import _asked
 from converter.verification.probes import (
     AFFORDABLE,
-    EFFORTS,
     MAX_LOGITS,
-    Effort,
     Probe,
     cost,
     text_probes,
@@ -86,7 +86,7 @@ def test_thorough_reaches_every_token_and_every_position() -> None:
 
 def test_efforts_grow() -> None:
     c = config(n_ctx=300)
-    sizes = [sum(p.tokens.size for p in standard_probes(c, effort=e)) for e in EFFORTS]
+    sizes = [sum(p.tokens.size for p in standard_probes(c, effort=e)) for e in get_args(Effort)]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[1] / 4
 
