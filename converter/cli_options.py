@@ -164,8 +164,8 @@ running = _options(
 text = click.option(
     "--text",
     type=UserPath(exists=True, dir_okay=False),
-    metavar="TEXT",
-    help="A file of text to probe too.",
+    metavar="FILE",
+    help="Text of your own to probe too, in UTF-8.",
 )
 verifying = _options(
     running,

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     type=UserPath(exists=True, dir_okay=False),
     multiple=True,
     metavar="PATH",
-    help="Repeatable. Run ARTIFACT in the environment of this interpreter too.",
+    help="Repeatable. Run ARTIFACT's weights in the environment of this interpreter too.",
 )
 @verifying
 @printing

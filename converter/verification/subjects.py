@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CannotDoHere
+from converter.errors import CannotDoHere, UsageError
 from converter.opening import graphs_in
 from converter.verification.loading import has_hooked_transformer, has_software, resolve_device
 from converter.verification.runtime import Runtime
@@ -63,6 +63,7 @@ def subjects_of(
 
     Raises:
         CannotDoHere: there is nothing for the runtime that was asked for.
+        UsageError: interpreters are named, and no weights are run.
         BadInput: the graph is unsound.
     """
     found: list[Subject] = []
@@ -77,6 +78,12 @@ def subjects_of(
         if not pythons or has_software(artifact.layout):
             openers.insert(0, partial(open_runtime, artifact, device))
         found += [Subject(artifact, opener, THE_WEIGHTS, ours, just_written) for opener in openers]
+    elif pythons:
+        raise UsageError(
+            "Other interpreters run weights, and only a graph is run here.",
+            where=f"--python {pythons[0]}",
+            do="Leave --python out." if artifact.graph else "Leave --python or --runtime out.",
+        )
     graphs = graphs_of(artifact) if runtime != "torch" else []
     for graph in graphs:
         from converter.verification.onnx_runtime import open_onnx
@@ -91,7 +98,9 @@ def subjects_of(
     if not found:
         raise CannotDoHere(
             f"There is nothing here that {runtime} could run.",
-            where=f"{artifact.source.given} ({'ONNX' if artifact.graph else artifact.layout})",
+            where=f"--runtime {runtime}"
+            if just_written  # under a name that the user never saw
+            else f"{artifact.source.given} ({'ONNX' if artifact.graph else artifact.layout})",
             do="Leave --runtime out."
             if artifact.graph or artifact.source.live
             else "Leave --runtime out, or have a graph written too: --format onnx."

@@ -68,7 +68,7 @@ def verify(
         checks: any of "weights" (bit for bit, config included) and "function".
         device: "auto", "cpu", "cuda" or "cuda:N".
         runtime: "torch" or "onnxruntime" alone; None: whatever the artifact has something for.
-        pythons: interpreters of other environments that run the artifact too.
+        pythons: interpreters of other environments that run the artifact's weights too.
         max_ratio: how many times float32's own noise the artifact may be off (MAX_RATIO).
         effort: how much is run; see `standard_probes`.
         text: a file of the user's own, probed as well.
@@ -81,7 +81,7 @@ def verify(
 
     Raises:
         TensorMismatch: the sizes differ: these cannot be the same model.
-        UsageError: no check, or no probe, was asked for.
+        UsageError: no check, or no probe, was asked for; or an interpreter, where no weights are run.
         CannotDoHere: the device or runtime asked for is not here.
         BadInput: its software does not load the original, or the artifact; a text without a
             tokenizer to read it.
@@ -118,6 +118,12 @@ def verify(
             "Limits are for the function, which is not checked.",
             where="--check weights",
             do="Leave --check out.",
+        )
+    if pythons and "function" not in checks:
+        raise UsageError(
+            "Other interpreters run the function, which is not checked.",
+            where="--check weights",
+            do="Leave --check or --python out.",
         )
     say = progress or silent
     require_readable(original)
