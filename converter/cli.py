@@ -33,7 +33,7 @@ from converter.cli_running import conversion, open_named, require_report
 from converter.cli_verify import reference, verify
 from converter.output import shown
 
-EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input or a full disk, 4 this machine cannot do what was asked for, 70 a fault of neoconvert, 130 and 143 interrupted."
+EPILOG = "Exit codes: 0 done and verified, 1 verification failed (nothing published), 2 usage, 3 bad input or a full disk, 4 this machine cannot do what was asked for, 70 a fault of neoconvert, 75 of batch alone: what failed may pass if it is run again, 130 and 143 interrupted."
 
 
 @click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -64,6 +64,8 @@ def _refusals(as_json: bool, context: click.Context | None = None) -> Iterator[N
         name = (context and context.invoked_subcommand) or _PROGRAM
         if isinstance(error, NeoconvertError):
             _fail(name, error, as_json)
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            raise  # its message is the help
         error.message = inert(error.message, longest=LONGEST)  # type: ignore[misc]  # it may be any file's name
         if as_json:
             command = name if name == _PROGRAM else f"{_PROGRAM} {name}"

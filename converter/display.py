@@ -12,6 +12,7 @@ from rich.table import Table
 
 from converter.display_progress import shown_on
 from converter.display_verification import VerificationShown
+from converter.dtypes import NAMES
 from converter.output import LONGEST, drawing, inert, shown
 from converter.progress import Progress
 from converter.wording import (
@@ -126,8 +127,8 @@ class Display(VerificationShown):
         for column in ("tensor", "from", "dtype", "shape", "bytes", *(["file"] if several else [])):
             table.add_column(column, overflow="fold")  # a name that is cut says nothing
         for t in plan.tensors:
-            shape = "×".join(map(str, t.shape))
-            cells = [t.name, shown(t.source or "—"), t.code, shape, f"{t.nbytes:,}"]
+            shape = " × ".join(map(str, t.shape))
+            cells = [t.name, shown(t.source or "—"), NAMES[t.code], shape, f"{t.nbytes:,}"]
             table.add_row(*cells, *([t.shard] if several else []))
         self.console.print(table)
         for line in self._remarks(done):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -145,9 +146,20 @@ def reversing(source: Checkpoint, reverse: Reverse = "auto", *, recast: bool = F
     processed = bool(carried or source.config.folded or recorded_steps(source))
     if not processed:
         return plain(source)
+    named_alone = place is None and _beside_ledger(source)
+    if reverse == "exact" and named_alone:
+        raise CannotUndo(
+            "A weight file that is named itself comes without the ledger beside it.",
+            where=str(source.source.path),
+            do=f"Name its directory: {shlex.quote(str(source.source.directory))}",
+        )
     if reverse == "exact":
         raise _cannot("there is no ledger.safetensors beside the weights", source)
-    why = "as asked for" if reverse == "functional" else "no ledger is beside the weights"
+    why = "no ledger is beside the weights"
+    if reverse == "functional":
+        why = "as asked for"
+    elif named_alone:
+        why = "a weight file that is named itself comes without the ledger beside it"
     return Functional(
         source,
         folded=False,
@@ -170,6 +182,10 @@ def biased_units(source: Checkpoint) -> set[str]:
         for slot in source.slots.values()
         if slot.local in names and slot.key in source.stored and source.tensor(slot.key).any()
     }
+
+
+def _beside_ledger(source: Checkpoint) -> bool:
+    return not source.source.live and (source.source.directory / LEDGER).is_file()
 
 
 def _cannot(why: str, source: Checkpoint) -> CannotUndo:

@@ -231,11 +231,27 @@ def test_a_place_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in Path().iterdir()) == ["hf", "loop"]
 
 
+def test_without_a_command_the_help_is_shown_as_it_is() -> None:
+    shown, asked = _run(), _run("--help")
+    assert (shown.exit_code, asked.exit_code) == (2, 0)
+    assert shown.stderr == asked.stdout
+
+
+def test_a_weight_file_named_alone_is_said_to_come_without_its_ledger(
+    converted: Path, tmp_path: Path
+) -> None:
+    file = converted / "tl" / "model.safetensors"
+    asked = ("tl-to-hf", file, tmp_path / "hf", "--dry-run")
+    assert "a weight file that is named itself comes without the ledger" in _run(*asked).stdout
+    assert "as asked for" in _run(*asked, "--reverse", "functional").stdout
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = _run("hf-to-tl", MODEL, tmp_path / "tl", "--dry-run", "--dtype", "float16")
     assert result.exit_code == 0
     assert "nothing was written" in result.stdout
     assert "blocks.3.attn.W_Q" in result.stdout
+    assert "  float16  4 × 128 × 32  " in result.stdout  # as inspect says it
     assert list(tmp_path.iterdir()) == []
     document = _json("hf-to-tl", MODEL, tmp_path / "tl", "--dry-run")
     assert document["published"] is False

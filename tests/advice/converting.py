@@ -378,6 +378,7 @@ ROWS = [
     Row(REQUEST, "SOURCE is a TransformerLens checkpoint", prepared(["bake", "tl", "out", "--no-verify"], tl), _by_the_command("bake", "DIR", "out", "--no-verify")),
     Row(ROUTING, "--reverse exact returns", _ledger("exact", lambda: None, "--reverse", "exact", "--dtype", "float16"), less("--dtype", "float16")),
     Row(ROUTING, "The original bits cannot", _ledger("compact", lambda: None, "--reverse", "exact"), instead("exact", "auto")),
+    Row(ROUTING, "A weight file that is named itself", prepared(["tl-to-hf", "tl/model.safetensors", "back", "--no-verify", "--reverse", "exact"], lambda: tl("tl", "--process", "default", "--ledger", "exact")), instead("tl/model.safetensors")),
     Row(ROUTING, "The original bits cannot", _ledger("none", lambda: None, "--reverse", "exact"), instead("exact", "functional")),
     Row(STREAMING, " too large for ", _large_weight, instead("float16", "bfloat16")),
     Row(STREAMING, "The ledger does not give back", _ledger("exact", lambda: _ledger_json(lambda meta: meta["original"].update({"transformer.wte.weight": "0" * 64})), "--reverse", "exact"), _ledger_again),
