@@ -159,7 +159,8 @@ def _leads_away(path: Path, directory: Path) -> bool:
 
 def not_weights(path: Path) -> BadInput:
     """The error for a file whose suffix is none that is read."""
-    what = f"{path.suffix or 'No suffix'!r}: this is not a weight file that neoconvert reads."
+    kind = f"A file with the suffix {path.suffix!r}" if path.suffix else "A file without a suffix"
+    what = f"{kind} is not one that neoconvert reads weights from."
     do = f"Give a .safetensors file, or {', '.join(PICKLES)} with --allow-pickle."
     head = _head(path)
     if found := by_name(path):

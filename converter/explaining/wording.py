@@ -64,7 +64,7 @@ def _function(fact: TensorFact) -> str:
 
 def _kept(fact: TensorFact) -> str:
     return (
-        "; no step of TransformerLens does this, yet the function is as it was: other tensors make up for it"
+        "; no step of TransformerLens does this, and it is no change of function: other tensors make up for it"
         if fact.keeps_function
         else ""
     )
