@@ -87,7 +87,7 @@ def require_replaceable(output: Path, *, overwrite: bool, deep: bool) -> Survey 
         raise OutputExists(
             "OUTPUT holds what neoconvert did not write, and --overwrite does not remove that."
             if found.ours
-            else "OUTPUT holds nothing that neoconvert wrote as it is now, so --overwrite does not replace it.",
+            else "Nothing in OUTPUT is as neoconvert wrote it, so --overwrite does not replace it.",
             where=f"{output}: {few}{more}",
             do="Move these elsewhere, or name another directory.",
         )
@@ -122,8 +122,7 @@ def require_free(path: Path, *, mark: bytes, overwrite: bool) -> Signature | Non
         )
     if not bears_seal(path, mark):
         raise OutputExists(
-            f"There is a {path.name} that neoconvert did not write, or as another kind of file, or that"
-            " was changed since.",
+            f"{path.name} is there already, and is not a file of this kind as neoconvert wrote it.",
             where=str(path),
             do="Move it elsewhere first, or name another file. Only what neoconvert wrote is ever replaced,"
             " and by its like.",

@@ -26,7 +26,7 @@ _BLOCK, _HEAD = 1, 3
 LOAD = """\
 [bold]Load the results[/]
 
-  [dim]# TransformerLens 2 or 3[/]
+  [dim]# TransformerLens 3[/]
   from converter import load_hooked
   model = load_hooked("{hooked}")
 
