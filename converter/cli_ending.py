@@ -126,7 +126,8 @@ def print_json(command: str, exit_code: int, document: dict[str, Any]) -> None:
 
 def _fail(command: str, error: NeoconvertError, as_json: bool) -> NoReturn:
     what, where, do = (inert(line, longest=LONGEST) for line in error.lines())
-    click.echo(f"{click.style('Error', fg='red', bold=True)}: {what}", err=True)
+    red = None if os.environ.get("NO_COLOR") else "red"  # which rich heeds, and click does not
+    click.echo(f"{click.style('Error', fg=red, bold=True)}: {what}", err=True)
     click.echo(f"   in: {where}", err=True)
     click.echo(f"   do: {do}", err=True)
     if as_json:

@@ -43,6 +43,14 @@ def process(
     return subprocess.run(command, capture_output=True, env=env)
 
 
+def test_no_colour_where_none_is_wanted() -> None:
+    for wanted, coloured in (("", True), ("1", False)):
+        asked = ["inspect", "./nowhere"]
+        ran = CliRunner().invoke(main, asked, env={"NO_COLOR": wanted}, color=True)
+        assert ("[31m" in ran.stderr) is coloured, ran.stderr
+        assert "There is no such file" in ran.stderr
+
+
 PanicException = type("PanicException", (BaseException,), {})
 """What a library in Rust raises where it gives up."""
 
