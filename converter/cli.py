@@ -26,6 +26,7 @@ from converter.cli_options import (
     printing,
     process_option,
     reading,
+    running,
     sharing,
     verifying,
 )
@@ -124,6 +125,7 @@ def tl_to_hf(source: str, output: Path, **options: Any) -> Any:
 @reading
 @converting
 @graph
+@running("standard")
 @verifying
 @sharing
 @printing

@@ -64,7 +64,7 @@ reading = _options(
     ),
 )
 printing = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout."),
     click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
@@ -142,25 +142,32 @@ cores = click.option(
     "cores",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Cores to use. Default: all. The files written are the same.",
+    help="Cores to use. Default: all. The result is the same.",
 )
-running = _options(
-    click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda[:N]",
-        help="Where verification runs the models.",
-    ),
-    click.option(
-        "--effort",
-        type=click.Choice(get_args(Effort)),
-        default="standard",
-        show_default=True,
-        help="How much is run. thorough: every token, every position, whatever it costs.",
-    ),
-    cores,
-)
+
+
+def running(effort: Effort | None) -> Callable[[Callback], Callback]:
+    """`effort`: the default; None: an original's own."""
+    own = "" if effort else " Default: standard; of a reference file, its own."
+    return _options(
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="auto|cpu|cuda[:N]",
+            help="Where verification runs the models.",
+        ),
+        click.option(
+            "--effort",
+            type=click.Choice(get_args(Effort)),
+            default=effort,
+            show_default=effort is not None,
+            help=f"How much is run. thorough: every token, every position, whatever it costs.{own}",
+        ),
+        cores,
+    )
+
+
 text = click.option(
     "--text",
     type=UserPath(exists=True, dir_okay=False),
@@ -168,7 +175,6 @@ text = click.option(
     help="Text of your own to probe too, in UTF-8.",
 )
 verifying = _options(
-    running,
     click.option(
         "--runtime",
         type=click.Choice(get_args(RuntimeName)),
@@ -227,5 +233,7 @@ sharing = _options(
         help="Push OUTPUT to the hub once it is published, in one commit. @BRANCH may follow.",
     ),
 )
-converting_whole = _options(reading, converting, formats, graph, verifying, sharing, printing)
+converting_whole = _options(
+    reading, converting, formats, graph, running("standard"), verifying, sharing, printing
+)
 """What every command that writes a checkpoint takes."""

@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="Repeatable. Run ARTIFACT's weights in the environment of this interpreter too.",
 )
+@running(None)
 @verifying
 @printing
 @reporting
@@ -126,7 +127,7 @@ def verify(
 @click.argument("file", type=UserPath(dir_okay=False))
 @reading
 @text
-@running
+@running("standard")
 @click.option(
     "--overwrite", is_flag=True, help="Replace FILE, if it is a reference that neoconvert wrote."
 )

@@ -157,6 +157,7 @@ class Display(VerificationShown):
         rows = [
             ("layout", facts["layout"]),
             ("steps", ", ".join(facts["steps"]) or "none (raw weights)"),
+            *([("ledger", facts["ledger"])] if facts["ledger"] else []),
             ("model", f"{config['n_layers']} layers, d_model {config['d_model']}, {config['n_heads']} heads"
                       f" of {config['d_head']}, d_mlp {config['d_mlp']}, {config['act_fn']}"),
             ("context", f"{config['n_ctx']}; {local} of {config['n_layers']} layers local, window {config['window_size']}"),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint import Checkpoint
+from converter.checkpoint.ledger_file import open_ledger
 from converter.checkpoint.record import changes
 from converter.dtypes import NAMES
+from converter.errors import CorruptFile
 from converter.opening import Given, graphs_in, open_artifact
 from converter.routing import recorded_steps
 
@@ -68,6 +70,16 @@ class Inspection:
         recorded = list(recorded_steps(self.checkpoint))
         return recorded or (["fold_ln"] if self.checkpoint.config.folded else [])
 
+    @property
+    def ledger(self) -> str | None:
+        """The kind of ledger that is beside the weights, "compact" or "exact"; or "unreadable"."""
+        place = self.checkpoint.source.ledger_directory
+        try:
+            found = None if place is None else open_ledger(place)
+        except CorruptFile:
+            return "unreadable"
+        return found.kind if found else None
+
     def to_json(self) -> dict[str, Any]:
         """The keys that DESIGN's JSON contract names, and more."""
         config = self.checkpoint.config
@@ -75,6 +87,7 @@ class Inspection:
             "path": str(self.checkpoint.source.path),
             "layout": "onnx" if self.checkpoint.graph else self.checkpoint.layout,
             "steps": self.steps,
+            "ledger": self.ledger,
             "config": {
                 "n_layers": config.n_layers,
                 "d_model": config.d_model,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import hub
+from converter.dtypes import NAMES
 from converter.environment import versions
 from converter.layout import LAYOUTS
 from converter.output import inert
@@ -161,7 +162,7 @@ def _done(
     revision = f" at revision `{source.source.revision}`" if source.source.revision else ""
     what = "an ONNX graph" if alone else _LAYOUTS[plan.layout]
     yield f"{_name(source)}{revision}, in {what}, made by neoconvert {versions(())['neoconvert']}.\n"
-    dtypes = dict.fromkeys(tensor.code for tensor in plan.tensors)
+    dtypes = dict.fromkeys(NAMES[tensor.code] for tensor in plan.tensors)
     rows = [
         ("from", _LAYOUTS[source.layout]),
         ("processing", ", ".join(plan.steps) or "none"),

@@ -24,7 +24,7 @@ from converter.choices import (
     one_of,
 )
 from converter.dtypes import NAMES, code_named
-from converter.errors import BadInput
+from converter.errors import BadInput, UsageError
 from converter.layout import Layout
 from converter.processing import parse
 from converter.progress import Progress, silent
@@ -192,6 +192,19 @@ class Request:
         one_of(self.layout, get_args(LensLayout), "--layout")
         one_of(self.reverse, get_args(Reverse), "--reverse")
         parse(self.process)
+        graph, runtime = self.writing.graph, self.checking.runtime if self.checking.check else None
+        if runtime == "onnxruntime" and graph is None:
+            raise UsageError(
+                "There is no graph that onnxruntime could run.",
+                where="--runtime onnxruntime",
+                do="Leave --runtime out, or have a graph written too: --format onnx.",
+            )
+        if runtime == "torch" and self.writing.graph_alone:
+            raise UsageError(
+                "There are no weights that torch could run: the graph has them.",
+                where="--runtime torch",
+                do="Leave --runtime out, or keep weight files too: --format safetensors.",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """What provenance keeps: what was asked for. Where it runs, and what it may replace, are

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -320,6 +322,15 @@ def test_inspect_keys(converted: Path) -> None:
     assert document["config"]["normalization_type"] == "LNPre"
     text = _run("inspect", converted / "tl").stdout
     assert "blocks.{0-3}.attn.W_Q" in text
+
+
+def test_inspect_says_what_undoing_has(converted: Path, tmp_path: Path) -> None:
+    assert _json("inspect", converted / "tl")["ledger"] == "exact"
+    assert re.search(r"\bledger +exact\b", _run("inspect", converted / "tl").stdout)
+    assert _json("inspect", MODEL)["ledger"] is None
+    cut = shutil.copytree(converted / "tl", tmp_path / "cut")
+    (cut / "ledger.safetensors").write_bytes(b"short")
+    assert _json("inspect", cut)["ledger"] == "unreadable"
 
 
 def test_a_device_that_is_not_here(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Contents:
     config: NeoConfig
     codes: Mapping[str, str]
     """Storage dtypes of the original's own tensors, by `hooked` name."""
-    effort: Any
+    effort: Effort
     seed: int
     versions: Mapping[str, str]
     probes: Sequence[Probe]

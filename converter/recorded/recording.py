@@ -143,6 +143,7 @@ class Recorded(Original):
 
     def __init__(self, path: Path) -> None:
         self._contents = contents = file.read(path)
+        self.effort = contents.effort
         self._last: tuple[Checkpoint, RecordedRoute] | None = None
         slots = expand(contents.layout, contents.config.sizes, contents.config.n_layers)
         stored = {
@@ -195,7 +196,7 @@ class Recorded(Original):
             raise UsageError(
                 f"The reference file was written with --effort {of.effort}.",
                 where=f"--effort {effort}",
-                do=f"Add --effort {of.effort}, or write the file again with --effort {effort}.",
+                do=f"Leave --effort out, or write the file again with --effort {effort}.",
             )
         return list(of.probes)
 

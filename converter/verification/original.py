@@ -44,6 +44,8 @@ class Original:
 
     here = True
     """Whether its weights can be read."""
+    effort: Effort = "standard"
+    """How much is run where nothing else is asked for."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint

@@ -98,13 +98,9 @@ def subjects_of(
     if not found:
         raise CannotDoHere(
             f"There is nothing here that {runtime} could run.",
-            where=f"--runtime {runtime}"
-            if just_written  # under a name that the user never saw
-            else f"{artifact.source.given} ({'ONNX' if artifact.graph else artifact.layout})",
+            where=f"{artifact.source.given} ({'ONNX' if artifact.graph else artifact.layout})",
             do="Leave --runtime out."
             if artifact.graph or artifact.source.live
-            else "Leave --runtime out, or have a graph written too: --format onnx."
-            if just_written
             else "Leave --runtime out, or add a graph first: neoconvert export-onnx"
             f" {shlex.quote(artifact.source.given)}",
         )

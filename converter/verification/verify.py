@@ -42,7 +42,7 @@ def verify(
     runtime: str | None = None,
     pythons: Sequence[str | Path] | str | Path = (),
     max_ratio: float | None = None,
-    effort: Effort = "standard",
+    effort: Effort | None = None,
     text: str | Path | None = None,
     layers: bool = False,
     seed: int = 0,
@@ -70,7 +70,7 @@ def verify(
         runtime: "torch" or "onnxruntime" alone; None: whatever the artifact has something for.
         pythons: interpreters of other environments that run the artifact's weights too.
         max_ratio: how many times float32's own noise the artifact may be off (MAX_RATIO).
-        effort: how much is run; see `standard_probes`.
+        effort: how much is run, see `standard_probes`; None: "standard", or what a reference file holds.
         text: a file of the user's own, probed as well.
         layers: measure the error after each layer even where nothing failed.
         probes: instead of the standard ones.
@@ -102,6 +102,7 @@ def verify(
         )
     known = original if isinstance(original, Original) else original_of(original)
     original, artifact = known.checkpoint, open_artifact(artifact)
+    effort = known.effort if effort is None else effort
     one_of(effort, get_args(Effort), "--effort")
     if runtime is not None:
         one_of(runtime, get_args(RuntimeName), "--runtime")

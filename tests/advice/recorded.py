@@ -43,11 +43,6 @@ def _with_the_text(do: str, asked: Asked) -> Asked:
     return [word for word in asked if word not in ("--text", "t")]
 
 
-def _with_its_effort(do: str, asked: Asked) -> Asked:
-    assert isinstance(asked, list)
-    return [*asked, *do.partition(",")[0].split()[1:]]
-
-
 def _endless(tensors: dict[str, np.ndarray]) -> None:
     tensors["transformer.wte.weight"][3, 1] = np.inf
 
@@ -76,6 +71,6 @@ ROWS = [
     Row("recorded/recording.py", "There is no such directory for the file", prepared(["reference", "m", "no/m.ref", "--effort", "quick"]), instead("no/m.ref", "m.ref"), "in a directory that is there"),
     Row("recorded/recording.py", "A reference file has its own probes.", recorded(lambda: converter.verify("m.ref", "m", probes=[], effort="quick")), then(lambda: converter.verify("m.ref", "m", effort="quick"), "Leave them out")),
     Row("recorded/recording.py", "and this text is none of them", _demo, _with_the_text),
-    Row("recorded/recording.py", "The reference file was written with", recorded(["verify", "m.ref", "m"]), _with_its_effort),
+    Row("recorded/recording.py", "The reference file was written with", recorded(["verify", "m.ref", "m", "--effort", "standard"]), less("--effort", "standard"), "Leave --effort out"),
     Row("recorded/sampled.py", "not all finite", prepared(WRITE, lambda: edited(WEIGHTS, _endless)), _the_original_itself),
 ]  # fmt: skip

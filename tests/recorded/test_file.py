@@ -136,8 +136,9 @@ def test_a_graph_is_judged(record: Path, model: Path, tmp_path: Path) -> None:
 
 
 def test_other_probes_are_refused(record: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--effort quick"):
-        converter.verify(record, model, device="cpu")
+    with pytest.raises(UsageError, match="--effort standard"):
+        converter.verify(record, model, device="cpu", effort="standard")
+    assert converter.verify(record, model, device="cpu").effort == "quick"  # the file's own
     text = tmp_path / "text"
     text.write_text("once")
     with pytest.raises(UsageError, match="its own probes"):
