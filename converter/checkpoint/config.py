@@ -1,8 +1,8 @@
 """HF's GPTNeoConfig <-> TransformerLens's HookedTransformerConfig.
 
-`NeoConfig` is what both can say. One list of field pairs serves both directions; what a
-config says beyond it is carried along verbatim (`base`), and overridden only where the
-architecture itself has changed.
+`NeoConfig` is what both can say. The architecture's fields serve both directions; what a config
+says beyond them is carried along verbatim (`base`), and overridden only where the architecture
+itself has changed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.errors import ConfigError
+from converter.layout import GPT_NEO
 
 Json = dict[str, Any]
 
-PAIRS: tuple[tuple[str, str, Any], ...] = (
-    # TransformerLens   HF                        transformers' default
-    ("n_layers", "num_layers", 24),
-    ("d_model", "hidden_size", 2048),
-    ("n_heads", "num_heads", 16),
-    ("n_ctx", "max_position_embeddings", 2048),
-    ("d_vocab", "vocab_size", 50257),
-    ("window_size", "window_size", 256),
-    ("act_fn", "activation_function", "gelu_new"),
-    ("eps", "layer_norm_epsilon", 1e-5),
-)
+FIELDS = tuple(field for field in GPT_NEO.fields if field.default is not None)
+"""All but `d_mlp`, which follows from `d_model` where it is left out."""
+ACTIVATIONS: dict[str, tuple[str, ...]] = {
+    "gelu_new": ("gelu_accurate",), "gelu": ("gelu_python",), "gelu_fast": (),
+    "gelu_pytorch_tanh": ("gelu_python_tanh",), "relu": (), "silu": ("swish",),
+}  # fmt: skip
+"""Activations that mean the same function, under the same name, in transformers and in
+TransformerLens; each with transformers' other names of it."""
 SIZES = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab")
 _MAX = 2**31 - 1
 
@@ -58,10 +56,8 @@ class NeoConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """The axis lengths that the layout table's patterns use."""
-        return {
-            "v": self.d_vocab, "c": self.n_ctx, "d": self.d_model,
-            "n": self.n_heads, "h": self.d_head, "f": self.d_mlp,
-        }  # fmt: skip
+        stated = {field.axis: getattr(self, field.name) for field in GPT_NEO.fields if field.axis}
+        return {**stated, "h": self.d_head}
 
     def differences(self, other: NeoConfig) -> tuple[str, ...]:
         """Fields, beyond the sizes, by which the two compute different functions."""
@@ -90,6 +86,11 @@ def integer(config: Mapping[str, Any], name: str, default: Any, where: str) -> i
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX:
         raise fail(f"{name} is {value!r}: expected an integer from 1 to {_MAX}.", where)
     return value
+
+
+def integers(stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Those of a config that says them in `NeoConfig`'s own terms."""
+    return {name: integer(stated, name, None, where) for name in (*SIZES, "window_size")}
 
 
 def is_finite(value: Any) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from converter.checkpoint.config import PAIRS, Json, NeoConfig
+from converter.checkpoint.config import Json, NeoConfig
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.reader import Entry, Stored
 from converter.checkpoint.recognise import Recognised
 from converter.checkpoint.source import Source
 from converter.checkpoint.tl_config import from_tl, of_bridge
 from converter.errors import ConfigError, TensorMismatch
-from converter.layout import LAYOUTS, Slot, axes
+from converter.layout import GPT_NEO, LAYOUTS, Slot, axes
 
 _WRITES = {
     "hf": "model.config.to_json_file('config.json')",
@@ -116,20 +116,12 @@ def mismatch(slot: Slot, stored: Stored, source: Source) -> TensorMismatch:
     if len(stored.shape) == len(sides):
         for side, found, expected in zip(sides, stored.shape, slot.shape, strict=True):
             if found != expected and len(side) == 1 and (field := _FIELDS.get(side[0])):
-                name = (
-                    field[0]
-                    if source.tl_config is not None and source.hf_config is None
-                    else field[1]
-                )
+                has_cfg = source.tl_config is not None and source.hf_config is None
+                name = field.name if has_cfg else field.hf
                 do = f"If the weights are right (tokens were added, say), the config's {name} must be {found}, not {expected}."
                 break
     return TensorMismatch(what, where=f"{stored.file}, with {source.config_path}", do=do)
 
 
-_FIELDS = {
-    "v": next(pair for pair in PAIRS if pair[0] == "d_vocab"),
-    "c": next(pair for pair in PAIRS if pair[0] == "n_ctx"),
-    "d": next(pair for pair in PAIRS if pair[0] == "d_model"),
-    "f": ("d_mlp", "intermediate_size", None),
-}
-"""The config fields that set an axis: TransformerLens's and HF's."""
+_FIELDS = {field.axis: field for field in GPT_NEO.fields if field.axis != "n"}
+"""Those that alone set an axis: a number of heads goes with their width."""

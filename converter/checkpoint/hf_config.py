@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer
+from converter.checkpoint.config import ACTIVATIONS, FIELDS, Json, NeoConfig, checked, fail, integer
 from converter.checkpoint.standard import NAMED
 from converter.dtypes import code_stated
 from converter.errors import ConfigError
 
-HF_ALIASES = {"num_heads": "num_attention_heads", "num_layers": "num_hidden_layers"}
-"""transformers' other names of these fields. Where both are there, the alias wins, as there."""
-ACTIVATION_ALIASES = {
-    "swish": "silu", "gelu_python": "gelu", "gelu_accurate": "gelu_new",
-    "gelu_python_tanh": "gelu_pytorch_tanh",
-}  # fmt: skip
-"""transformers' other names of the same functions."""
+ACTIVATION_ALIASES = {other: name for name, others in ACTIVATIONS.items() for other in others}
 
 _MOST_LAYERS = 2**20
 _NUMBER, _TOKEN = (int, float), (int, type(None))
@@ -58,20 +52,21 @@ def from_hf(
             where,
             "Name a GPT-Neo checkpoint, such as EleutherAI/gpt-neo-125m.",
         )
-    for name, alias in HF_ALIASES.items():  # transformers checks what it does not use, too
-        if name in config and alias in config:
-            integer(config, name, None, where)
-    config = {**config, **{k: config[alias] for k, alias in HF_ALIASES.items() if alias in config}}
+    for field in FIELDS:
+        if field.alias and field.alias in config:
+            if field.hf in config:  # transformers checks what it does not use, too
+                integer(config, field.hf, None, where)
+            config = {**config, field.hf: config[field.alias]}
     _require_optional(config, where)
-    left_out = [f"{name}={default}" for _, name, default in PAIRS if name not in config]
+    left_out = [f"{field.hf}={field.default}" for field in FIELDS if field.hf not in config]
     if left_out and notes is not None:
         notes.append(f"config.json leaves out {', '.join(left_out)}: transformers' defaults")
     fields: dict[str, Any] = {}
-    for ours, theirs, default in PAIRS:
+    for name, theirs, default, *_ in FIELDS:
         if isinstance(default, int):
-            fields[ours] = integer(config, theirs, default, where)
+            fields[name] = integer(config, theirs, default, where)
         else:
-            fields[ours] = config.get(theirs, default)
+            fields[name] = config.get(theirs, default)
     if not isinstance(fields["act_fn"], str):
         raise fail(f"activation_function is {fields['act_fn']!r}: expected a name.", where)
     fields["act_fn"] = ACTIVATION_ALIASES.get(fields["act_fn"], fields["act_fn"])
@@ -217,11 +212,10 @@ def to_hf(config: NeoConfig, base: Json | None, *, tied: bool, dtype: str | None
     except ConfigError:
         result = _plain_hf(config, dtype)
         old = from_hf(result)
-    for ours, theirs, _ in PAIRS:
-        twice = theirs in result and HF_ALIASES.get(theirs) in result
-        if twice or getattr(old, ours) != getattr(config, ours):
-            result.pop(HF_ALIASES.get(theirs, ""), None)
-            result[theirs] = getattr(config, ours)
+    for field in FIELDS:
+        value, twice = getattr(config, field.name), field.hf in result and field.alias in result
+        if twice or getattr(old, field.name) != value:
+            result = {k: v for k, v in result.items() if k != field.alias} | {field.hf: value}
     if (result.get("intermediate_size") or 4 * config.d_model) != config.d_mlp:
         result["intermediate_size"] = config.d_mlp
     layers = list(config.attn_types)
@@ -245,7 +239,7 @@ def _plain_hf(config: NeoConfig, dtype: str | None) -> Json:
     return {
         "model_type": "gpt_neo",
         "architectures": ["GPTNeoForCausalLM"],
-        **{theirs: getattr(config, ours) for ours, theirs, _ in PAIRS},
+        **{field.hf: getattr(config, field.name) for field in FIELDS},
         "intermediate_size": None if config.d_mlp == 4 * config.d_model else config.d_mlp,
         "attention_types": compress(config.attn_types),
         "attention_layers": list(config.attn_types),

@@ -6,11 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from converter.checkpoint.config import PAIRS, Json, NeoConfig, checked, fail, integer, is_finite
+from converter.checkpoint.config import (
+    ACTIVATIONS,
+    FIELDS,
+    Json,
+    NeoConfig,
+    checked,
+    fail,
+    integer,
+    is_finite,
+)
 from converter.errors import NotRepresentable
-
-ACTIVATIONS = ("gelu_new", "gelu", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu")
-"""Activations that mean the same function, under the same name, in transformers and in TL."""
 
 TL_REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "positional_embedding_type": (("standard",), "GPT-Neo adds learned position embeddings"),
@@ -109,7 +115,7 @@ def from_tl(
             where,
             'Add it: "act_fn": "gelu_new" is that of every published GPT-Neo model.',
         )
-    if act_fn not in ACTIVATIONS:
+    if not isinstance(act_fn, str) or act_fn not in ACTIVATIONS:
         raise refuse(
             "act_fn", f"transformers has no such activation (known: {', '.join(ACTIVATIONS)})"
         )
@@ -191,7 +197,7 @@ def to_tl(config: NeoConfig, base: Json | None, *, dtype: str, model_name: str) 
     result: Json = {"model_name": model_name}
     result |= {name: value for name, value in (base or {}).items() if name in KEPT}
     result |= {
-        **{ours: getattr(config, ours) for ours, _, _ in PAIRS},
+        **{field.name: getattr(config, field.name) for field in FIELDS},
         "d_head": config.d_head,
         "d_mlp": config.d_mlp,
         "d_vocab_out": config.d_vocab,

@@ -1,4 +1,5 @@
-"""An architecture: its weights, a row each, from which every direction is derived.
+"""An architecture: its weights, a row each, and its config's fields, from which every direction is
+derived.
 
 `hooked` is the hub: it has a place for everything, so HF <-> bridge goes through it.
 """
@@ -102,6 +103,20 @@ class Slot:
         return layout not in (self.absence.folded if folded else self.absence.raw)
 
 
+class Field(NamedTuple):
+    """What the configs of both libraries say."""
+
+    name: str
+    """TransformerLens's name of it, and `NeoConfig`'s."""
+    hf: str
+    default: int | float | str | None
+    """What transformers takes where its config leaves it out; None: it depends on others."""
+    axis: str | None = None
+    """The axis whose length it is."""
+    alias: str | None = None
+    """transformers' other name of it. Where both are there, the alias wins, as there."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """What is known of a kind of model beside its sizes."""
@@ -112,6 +127,8 @@ class Architecture:
     norms: Mapping[str, tuple[tuple[str, str], ...]]
     """Each LayerNorm with the weights that read it, and their biases, by `hooked` name within their
     unit. In all these weights the axis that they read is the one before the last."""
+    fields: tuple[Field, ...] = ()
+    """Of its configs, in the order in which they are written."""
 
     def expand(self, layout: Layout, sizes: Sizes, n_layers: int) -> dict[str, Slot]:
         """Every weight of the model in this layout, by `hooked` name, in the order of the forward

@@ -1,4 +1,4 @@
-"""The layout table: GPT-Neo's weights, one row each.
+"""The layout table: GPT-Neo's weights, one row each; and the fields of its configs.
 
 `hooked` is `HookedTransformer.state_dict()` (TransformerLens <= 3), `bridge` is
 `TransformerBridge.state_dict()` (TransformerLens >= 3), `hf` is `GPTNeoForCausalLM`.
@@ -7,7 +7,7 @@ HF and bridge share one orientation (`nn.Linear`: [out, in]), the column `flat`.
 Axes: v vocabulary, c context, d d_model, n heads, h d_head, f d_mlp.
 """
 
-from converter.layout.architecture import Absence, Architecture, Row, UnitKind
+from converter.layout.architecture import Absence, Architecture, Field, Row, UnitKind
 from converter.layout.layouts import LAYOUTS
 
 GAIN = Absence(1.0, raw=(), folded=("hooked",))
@@ -74,6 +74,17 @@ GPT_NEO = Architecture(
         "ln2": (("mlp.W_in", "mlp.b_in"),),
         "ln_final": (("unembed.W_U", "unembed.b_U"),),
     },
+    fields=(
+        Field("n_layers", "num_layers", 24, alias="num_hidden_layers"),
+        Field("d_model", "hidden_size", 2048, "d"),
+        Field("n_heads", "num_heads", 16, "n", alias="num_attention_heads"),
+        Field("n_ctx", "max_position_embeddings", 2048, "c"),
+        Field("d_vocab", "vocab_size", 50257, "v"),
+        Field("window_size", "window_size", 256),
+        Field("act_fn", "activation_function", "gelu_new"),
+        Field("eps", "layer_norm_epsilon", 1e-5),
+        Field("d_mlp", "intermediate_size", None, "f"),
+    ),
 )
 expand = GPT_NEO.expand
 

@@ -13,7 +13,7 @@ import onnx
 
 from converter import strict_json
 from converter.checkpoint import Checkpoint, NeoConfig
-from converter.checkpoint.config import checked, integer
+from converter.checkpoint.config import checked, integers
 from converter.checkpoint.files import Json, read_json
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.names import read_names
@@ -204,8 +204,7 @@ def _config(reader: GraphReader, source: Source, layout: Layout) -> NeoConfig:
 
 
 def _stated(fields: Json, where: str) -> NeoConfig:
-    sizes = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab", "window_size")
-    found: dict[str, Any] = {name: integer(fields, name, None, where) for name in sizes}
+    found = integers(fields, where)
     types, divisors = fields.get("attn_types"), fields.get("score_divisors", [])
     if (
         not isinstance(types, list)

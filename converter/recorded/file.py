@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import NeoConfig
-from converter.checkpoint.config import checked, integer
+from converter.checkpoint.config import checked, integers
 from converter.checkpoint.publish import adding
 from converter.checkpoint.reader import SafetensorsReader, open_safetensors
 from converter.checkpoint.record import UNSEALED, bears_seal, sealed
@@ -168,8 +168,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _config(said: Any, n_tensors: int, where: str) -> NeoConfig:
-    sizes = ("n_layers", "d_model", "n_heads", "d_mlp", "n_ctx", "d_vocab", "window_size")
-    fields: dict[str, Any] = {name: integer(said, name, None, where) for name in sizes}
+    fields = integers(said, where)
     _need(fields["n_layers"] <= n_tensors, "it has more layers than tensors")
     types, scale = said["attn_types"], said["score_divisors"]
     _need(isinstance(types, list) and isinstance(scale, list), "its config has no lists")

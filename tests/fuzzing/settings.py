@@ -16,12 +16,12 @@ from converter import strict_json
 from converter.adapter import with_adapter
 from converter.batch import manifest
 from converter.checkpoint import open_checkpoint
-from converter.checkpoint.config import NeoConfig
+from converter.checkpoint.config import ACTIVATIONS, NeoConfig
 from converter.checkpoint.files import Json, read_json
 from converter.checkpoint.hf_config import ACTIVATION_ALIASES, from_hf, to_hf
 from converter.checkpoint.provenance import describes
 from converter.checkpoint.record import survey
-from converter.checkpoint.tl_config import ACTIVATIONS, from_tl, to_tl
+from converter.checkpoint.tl_config import from_tl, to_tl
 from converter.cli import main
 from converter.cli_manifest import jobs_of
 from converter.convert import tl_to_hf

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import converter
 from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.checkpoint.tl_config import ACTIVATIONS
+from converter.checkpoint.config import ACTIVATIONS
 from converter.errors import NotRepresentable
 from converter.onnx import Session, export, past_of
 from converter.onnx.weights import Mode
