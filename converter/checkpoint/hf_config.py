@@ -58,8 +58,9 @@ def from_hf(
                 integer(config, field.hf, None, where)
             config = {**config, field.hf: config[field.alias]}
     _require_optional(config, where)
+    notes = [] if notes is None else notes
     left_out = [f"{field.hf}={field.default}" for field in FIELDS if field.hf not in config]
-    if left_out and notes is not None:
+    if left_out:
         notes.append(f"config.json leaves out {', '.join(left_out)}: transformers' defaults")
     fields: dict[str, Any] = {}
     for name, theirs, default, *_ in FIELDS:
@@ -132,7 +133,7 @@ def _require_optional(config: Mapping[str, Any], where: str) -> None:
 
 
 def _attention_layers(
-    config: Mapping[str, Any], n_layers: int, where: str, notes: list[str] | None
+    config: Mapping[str, Any], n_layers: int, where: str, notes: list[str]
 ) -> tuple[str, ...]:
     """The layers' attention, as transformers finds it: `attention_layers` where it is there,
     whatever `attention_types` says, else `attention_types` expanded."""
@@ -147,7 +148,7 @@ def _attention_layers(
                 else f"There are neither attention_types nor attention_layers for {n_layers} layers.",
                 where,
             )
-        if types is None and notes is not None:
+        if types is None:
             notes.append(
                 "config.json leaves out attention_types: transformers' default, global and local"
                 " in turn"
@@ -158,7 +159,7 @@ def _attention_layers(
         raise fail(
             f"attention_layers {str(stated)[:80]} does not describe {n_layers} layers.", where
         )
-    if stated != expanded and notes is not None:
+    if stated != expanded:
         what = "leaves out attention_types" if types is None else "has other attention_types"
         notes.append(f"config.json {what}: attention_layers counts, as in transformers")
     return tuple(map(str, stated))

@@ -120,41 +120,36 @@ def from_tl(
             "act_fn", f"transformers has no such activation (known: {', '.join(ACTIVATIONS)})"
         )
     n_layers = fields["n_layers"]
-    types = config.get("attn_types")
+    stated_types: Any = config.get("attn_types")
     local = bool(config.get("use_local_attn"))
     if n_layers > 2**20:  # before anything is made for each
         raise fail(f"n_layers is {n_layers}.", where)
-    if not local:
-        types = ["global"] * n_layers
-    elif not isinstance(types, (list, tuple)):
+    if local and not isinstance(stated_types, (list, tuple)):
         raise fail("use_local_attn is set, but attn_types is not a list.", where)
-    if notes is not None:
-        filled = {
-            "n_heads": fields["n_heads"], "d_mlp": fields["d_mlp"], "eps": 1e-5,
-            "normalization_type": "LN", "use_attn_scale": True, "use_local_attn": False,
-        }  # fmt: skip
-        left_out = [
-            f"{name}={value}"
-            for name, value in filled.items()
-            if name not in config or (config[name] is None and name == "d_mlp")
-        ]
-        if left_out:
-            notes.append(f"cfg.json leaves out {', '.join(left_out)}: TransformerLens's defaults")
-        if (
-            not local
-            and isinstance(stated_types := config.get("attn_types"), list)
-            and ("local" in stated_types)
-        ):
-            notes.append(
-                "cfg.json has use_local_attn off: its attn_types are not used, as in TransformerLens"
-            )
+    types = stated_types if local else ["global"] * n_layers
+    filled = {
+        "n_heads": fields["n_heads"], "d_mlp": fields["d_mlp"], "eps": 1e-5,
+        "normalization_type": "LN", "use_attn_scale": True, "use_local_attn": False,
+    }  # fmt: skip
+    left_out = [
+        f"{name}={value}"
+        for name, value in filled.items()
+        if name not in config or (config[name] is None and name == "d_mlp")
+    ]
+    notes = [] if notes is None else notes
+    if left_out:
+        notes.append(f"cfg.json leaves out {', '.join(left_out)}: TransformerLens's defaults")
+    if not local and isinstance(stated_types, list) and "local" in stated_types:
+        notes.append(
+            "cfg.json has use_local_attn off: its attn_types are not used, as in TransformerLens"
+        )
     # Without local layers the window is unused; HF wants a number all the same.
     window = config.get("window_size")
     fields["window_size"] = (
         256 if window is None and not local else integer(config, "window_size", None, where)
     )
     fields |= {
-        "attn_types": tuple(types or ()),
+        "attn_types": tuple(types),
         "act_fn": act_fn,
         "eps": config.get("eps", 1e-5),
         "folded": norm == "LNPre",
