@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint.config import NeoConfig
-from converter.checkpoint.reader import Reader, Stored
+from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source
 from converter.checkpoint.standard import holds_weights
 from converter.dtypes import CODES, cast, code_stated, holding, same_bits
@@ -148,7 +148,7 @@ class Checkpoint:
         """Whether the head holds the embedding's bits: a piece of it is in memory at a time."""
         head, embedding = self.stored[HEAD], self.tensor(EMBEDDING)
         beside = embedding.T if self.slots[HEAD].straight else embedding  # in the file's axes
-        reader = self._reader(head)
+        reader = self.source.reader(head)
         return all(
             same_bits(reader.rows(head.name, rows.start, rows.stop), beside[rows])
             for (rows, *_) in cut(head.shape, 0)
@@ -158,7 +158,7 @@ class Checkpoint:
         """A weight in the file's axes, read piece by piece as it is asked for; None where its file
         must be read whole."""
         stored = self.stored[key]
-        reader = self._reader(stored)
+        reader = self.source.reader(stored)
         if not reader.seeks or not stored.shape:
             return None
 
@@ -167,9 +167,6 @@ class Checkpoint:
             return reader.rows(stored.name, start, stop)[(slice(None), *index[1:])]
 
         return Piecewise(stored.shape, CODES[stored.code], read)
-
-    def _reader(self, stored: Stored) -> Reader:
-        return next(r for r in self.source.readers if stored.name in r.tensors)
 
     @property
     def original_hf_config(self) -> dict[str, Any] | None:
@@ -218,7 +215,7 @@ class Checkpoint:
         """
         stored = self.stored.get(key)
         if stored is not None:
-            raw = self._reader(stored).read(stored.name)
+            raw = self.source.reader(stored).read(stored.name)
             raw = self.slots[key].to_hub.apply(raw, self.config.sizes)
         elif key == HEAD:
             raw = self.tensor(EMBEDDING).T

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from converter.checkpoint.config import Json, NeoConfig
 from converter.checkpoint.hf_config import from_hf
+from converter.checkpoint.names import shared
 from converter.checkpoint.reader import Entry, Stored
 from converter.checkpoint.recognise import Recognised
 from converter.checkpoint.source import Source
@@ -93,11 +94,8 @@ def _with_bundled(source: Source, seen: Recognised, notes: list[str]) -> Source:
 
 
 def _nearest(configs: list[tuple[Entry, Json]], entry: Entry, source: Source) -> Json:
-    def common(other: Entry) -> int:
-        return next((i for i, key in enumerate(entry) if other[i : i + 1] != (key,)), len(entry))
-
-    best = max(common(other) for other, _ in configs)
-    nearest = [(other, config) for other, config in configs if common(other) == best]
+    common = [len(shared((entry, other))) for other, _ in configs]
+    nearest = [found for found, n in zip(configs, common, strict=True) if n == max(common)]
     if any(config != nearest[0][1] for _, config in nearest):
         names = ", ".join(".".join(other) for other, _ in nearest[:4])
         raise ConfigError(

@@ -47,7 +47,7 @@ def take_biases(
 
 
 def _read(stored: Stored, source: Source) -> np.ndarray:
-    return next(r for r in source.readers if stored.name in r.tensors).read(stored.name)
+    return source.reader(stored).read(stored.name)
 
 
 def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes: list[str]) -> None:

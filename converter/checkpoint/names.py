@@ -49,19 +49,28 @@ class Reading:
     """Names that no weight's name ends."""
 
     @property
+    def names(self) -> list[ReadName]:
+        """All that were read."""
+        return [read for reads in self.reads.values() for read in reads]
+
+    @property
     def root(self) -> tuple[str, ...]:
         """The prefix that all weights have in common: what begins otherwise is not the model's."""
-        prefixes = [read.prefix for reads in self.reads.values() for read in reads]
-        first = min(prefixes, key=len)
-        while any(prefix[: len(first)] != first for prefix in prefixes):
-            first = first[:-1]
-        return first
+        return shared(read.prefix for read in self.names)
 
     @property
     def inside(self) -> tuple[str, ...]:
         """Wrappers' names that stand between the layout's own, each once."""
-        found = (part for reads in self.reads.values() for read in reads for part in read.inside)
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(part for read in self.names for part in read.inside))
+
+
+def shared(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """What they all begin with."""
+    paths = list(paths)
+    first = min(paths, key=len)
+    while any(path[: len(first)] != first for path in paths):
+        first = first[:-1]
+    return first
 
 
 def read_names(names: Iterable[str]) -> list[Reading]:

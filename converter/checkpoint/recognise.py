@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from converter.checkpoint.foreign_weights import Seen, refuse_foreign_tensors
 from converter.checkpoint.hf_config import from_hf
-from converter.checkpoint.names import Reading, ReadName, read_names
-from converter.checkpoint.reader import Entry, Reader, Stored
+from converter.checkpoint.names import Reading, ReadName, read_names, shared
+from converter.checkpoint.reader import Entry, Stored
 from converter.checkpoint.recipes import keeping, options_for
 from converter.checkpoint.source import Source
 from converter.dtypes import same_bits
@@ -49,20 +48,15 @@ def recognise(source: Source) -> Recognised:
         NotRepresentable, UnknownTensor, TensorMismatch: there is something else, which is named;
             or more than one GPT-Neo.
     """
-    tensors = {name: (r, stored) for r in source.readers for name, stored in r.tensors.items()}
-    for reader in source.readers:
-        for alias, kept in reader.aliases.items():
-            if kept in tensors and alias not in tensors:
-                tensors[alias] = tensors[kept]
-    odd = {name: dtype for reader in source.readers for name, dtype in reader.other.items()}
+    tensors, odd = source.tensors, source.other
     names = [*tensors, *odd]
     readings = read_names(names)
-    known = {read.name for r in readings[:1] for reads in r.reads.values() for read in reads}
+    known = {read.name for r in readings[:1] for read in r.names}
     has_cfg = bool(readings) and LAYOUTS[readings[0].layout].has_cfg
     refuse_foreign_tensors(
         Seen(
             names,
-            sizes={n: math.prod(s.shape) for n, (_, s) in tensors.items() if n in known},
+            sizes={n: math.prod(s.shape) for n, s in tensors.items() if n in known},
             odd={n: dtype for n, dtype in odd.items() if n in known},
             config={} if has_cfg else source.hf_config or {},
             where=str(source.path),
@@ -70,19 +64,18 @@ def recognise(source: Source) -> Recognised:
     )
     if not readings:
         raise _nothing(names, source)
-    entries = {n: entry for r in source.readers for n, entry in r.entries.items()}
     reading = readings[0]
-    _refuse_second_layout(readings, entries, source)
+    _refuse_second_layout(readings, source)
     for reads in reading.reads.values():
-        _require_one(reads, tensors, entries, source)
-    entry = _entry(known, reading.root, entries)
+        _require_one(reads, source)
+    entry = _clipped(shared(source.entries.get(name, ()) for name in known), reading.root)
     return Recognised(
         layout=reading.layout,
-        found={w: tensors[reads[0].name][1] for w, reads in reading.reads.items() if reads[0].name in tensors},
+        found={w: tensors[reads[0].name] for w, reads in reading.reads.items() if reads[0].name in tensors},
         other={w: odd[reads[0].name] for w, reads in reading.reads.items() if reads[0].name in odd},
         entry=entry,
-        dropped=_beside(reading, entry, entries, source),
-        notes=_notes(reading, entry, source.readers),
+        dropped=_beside(reading, entry, source),
+        notes=_notes(reading, entry, source),
     )  # fmt: skip
 
 
@@ -96,57 +89,41 @@ def _nothing(names: list[str], source: Source) -> MissingTensor:
     )
 
 
-def _refuse_second_layout(
-    readings: list[Reading], entries: dict[str, Entry], source: Source
-) -> None:
+def _refuse_second_layout(readings: list[Reading], source: Source) -> None:
     """Two models in different layouts: names of the one are not the other's."""
-    first = {read.name: read for reads in readings[0].reads.values() for read in reads}
+    first = readings[0].names
+    ours = {read.name for read in first}
     for other in readings[1:]:
-        for reads in other.reads.values():
-            if any(read.name in first for read in reads):
-                break
-        else:
-            ours, theirs = next(iter(first.values())), next(iter(other.reads.values()))[0]
-            raise _two_models(ours, theirs, entries, source)
+        if ours.isdisjoint(read.name for read in other.names):
+            raise _two_models(first[0], other.names[0], source)
 
 
-def _require_one(
-    reads: list[ReadName],
-    tensors: dict[str, tuple[Reader, Stored]],
-    entries: dict[str, Entry],
-    source: Source,
-) -> None:
+def _require_one(reads: list[ReadName], source: Source) -> None:
     """What has one weight's name twice must be the same tensor twice, bit for bit."""
-    if len(reads) == 1:
-        return
-    first, *others = (tensors.get(read.name) for read in reads)
+    one, *others = (source.tensors.get(read.name) for read in reads)
     for read, other in zip(reads[1:], others, strict=True):
-        if first is None or other is None or not _same(first, other):
-            raise _two_models(reads[0], read, entries, source)
+        if one is None or other is None or not _same(one, other, source):
+            raise _two_models(reads[0], read, source)
 
 
-def _same(a: tuple[Reader, Stored], b: tuple[Reader, Stored]) -> bool:
-    (reader_a, one), (reader_b, two) = a, b
+def _same(one: Stored, two: Stored, source: Source) -> bool:
     if (one.shape, one.code) != (two.shape, two.code):
         return False
     if one.file.is_file() and one.nbytes > one.file.stat().st_size:  # expanded: not to be filled in
         return False
-    return same_bits(reader_a.read(one.name), reader_b.read(two.name))
+    return same_bits(source.reader(one).read(one.name), source.reader(two).read(two.name))
 
 
-def _two_models(
-    one: ReadName, two: ReadName, entries: dict[str, Entry], source: Source
-) -> UnknownTensor:
-    ours, theirs = (_place(read, entries) for read in (one, two))
-    entry = _clipped(entries.get(one.name, ()), one.prefix)
-    own = len(_segments(entry))
-    mine, its = (".".join((*read.prefix[own:], "")) for read in (one, two))
+def _two_models(one: ReadName, two: ReadName, source: Source) -> UnknownTensor:
+    ours, theirs = (_place(read, source) for read in (one, two))
+    entry = _entry(one, source)
+    mine, its = (_front(read, entry) for read in (one, two))
     what = f"Two models are here, {ours} and {theirs}"
     keep = [f"k.startswith({mine!r})"] if mine else []
     if one.prefix == two.prefix:
         what = f"Two tensors are here for one weight, {one.name} and {two.name}"
-        keep = [f"k != {'.'.join(two.name.split('.')[own:])!r}"]
-    elif its.startswith(mine) and entry == _clipped(entries.get(two.name, ()), two.prefix):
+        keep = [f"k != {'.'.join(two.name.split('.')[len(_segments(entry)) :])!r}"]
+    elif its.startswith(mine) and entry == _entry(two, source):
         keep.append(f"not k.startswith({its!r})")
     return UnknownTensor(
         f"{what}; which is meant cannot be told.",
@@ -159,15 +136,15 @@ def _told(do: str, source: Source, condition: str, entry: Entry) -> str:
     """Advice, with the command that follows it where the weights are in files."""
     if source.live:
         return f"{do}, and give that."
-    files = list(dict.fromkeys(s.file for r in source.readers for s in r.tensors.values()))
+    files = list(dict.fromkeys(stored.file for stored in source.tensors.values()))
     command, name = keeping(files, condition, _keys(entry))
     return f"{do}, and give {name} with {options_for(name, source.config_path)}: {command}"
 
 
-def _place(read: ReadName, entries: dict[str, Entry]) -> str:
+def _place(read: ReadName, source: Source) -> str:
     """Where a reading is, for people: "['ema'] (model.)" or "'policy.'"."""
-    entry = _clipped(entries.get(read.name, ()), read.prefix)
-    rest = ".".join((*read.prefix[len(_segments(entry)) :], ""))
+    entry = _entry(read, source)
+    rest = _front(read, entry)
     if entry:
         return _keys(entry) + (f" ({rest})" if rest else "")
     return repr(rest) if rest else "the one without a prefix"
@@ -188,18 +165,17 @@ def _clipped(entry: Entry, prefix: tuple[str, ...]) -> Entry:
     return entry
 
 
-def _entry(names: Iterable[str], root: tuple[str, ...], entries: dict[str, Entry]) -> Entry:
-    """The innermost entry of a bundle that holds all of the weights."""
-    found = [entries.get(name, ()) for name in names]
-    entry = min(found, key=len)
-    while any(other[: len(entry)] != entry for other in found):
-        entry = entry[:-1]
-    return _clipped(entry, root)
+def _entry(read: ReadName, source: Source) -> Entry:
+    """The entry of a bundle that holds the model that a tensor is of."""
+    return _clipped(source.entries.get(read.name, ()), read.prefix)
 
 
-def _beside(
-    reading: Reading, entry: Entry, entries: dict[str, Entry], source: Source
-) -> dict[str, str]:
+def _front(read: ReadName, entry: Entry) -> str:
+    """What stands before the model's own names within an entry: "model.", or nothing."""
+    return ".".join((*read.prefix[len(_segments(entry)) :], ""))
+
+
+def _beside(reading: Reading, entry: Entry, source: Source) -> dict[str, str]:
     """What else the file holds, and why it is no part of the model.
 
     Raises:
@@ -209,7 +185,7 @@ def _beside(
     root = reading.root
     for name in reading.left:
         segments = tuple(name.split("."))
-        if entries.get(name, ())[: len(entry)] != entry:
+        if source.entries.get(name, ())[: len(entry)] != entry:
             continue  # another entry of the bundle: its optimizer, say
         if segments[: len(root)] != root:
             dropped[name] = OUTSIDE
@@ -218,11 +194,10 @@ def _beside(
         else:
             unknown.append(name)
     if unknown:
-        shape = next((r.tensors[unknown[0]].shape for r in source.readers if unknown[0] in r.tensors), None)  # fmt: skip
-        dtype = next((r.other[unknown[0]] for r in source.readers if unknown[0] in r.other), None)
+        first = source.tensors.get(unknown[0])
         raise UnknownTensor(
             f"{len(unknown)} tensor(s) have no place in a GPT-Neo model: {', '.join(unknown[:4])}.",
-            where=f"{source.path}: {unknown[0]} {dtype if shape is None else list(shape)}",
+            where=f"{source.path}: {unknown[0]} {list(first.shape) if first else source.other[unknown[0]]}",
             do=_told(
                 "If the model is whole without them, save it without them",
                 source,
@@ -236,7 +211,7 @@ def _beside(
 def _without(unknown: list[str], reading: Reading, own: int) -> str:
     """Which tensors are not these, in Python: by what their names begin with, where no weight's does."""
     names = [name.split(".")[own:] for name in unknown]
-    known = [r.name.split(".")[own:] for reads in reading.reads.values() for r in reads]
+    known = [read.name.split(".")[own:] for read in reading.names]
     theirs, ours = _beginnings(names, known), _beginnings(known, names)
     if len(theirs) > _MANY > len(ours):
         return f"k.startswith({ours!r})"
@@ -256,10 +231,10 @@ def _beginnings(names: list[list[str]], others: list[list[str]]) -> tuple[str, .
     return tuple(begins)
 
 
-def _notes(reading: Reading, entry: Entry, readers: tuple[Reader, ...]) -> list[str]:
+def _notes(reading: Reading, entry: Entry, source: Source) -> list[str]:
     notes = []
-    beside = [key for reader in readers for key in reader.beside if (key,) != entry[:1]]
-    configs = {config[0] for reader in readers for config, _ in reader.configs if config}
+    beside = [key for reader in source.readers for key in reader.beside if (key,) != entry[:1]]
+    configs = {config[0] for reader in source.readers for config, _ in reader.configs if config}
     if entry and set(beside) - configs:
         more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
         notes.append(
@@ -267,14 +242,12 @@ def _notes(reading: Reading, entry: Entry, readers: tuple[Reader, ...]) -> list[
         )
     elif entry and not beside:
         notes.append(f"the weights are {_keys(entry)} in the file")
-    own = len(_segments(entry))
-    all_reads = [read for reads in reading.reads.values() for read in reads]
-    prefixes = {".".join((*read.prefix[own:], "")) for read in all_reads} - {""}
+    prefixes = {_front(read, entry) for read in reading.names} - {""}
     parts = [f"without {', '.join(sorted(prefixes))} in front"] if prefixes else []
     parts += [f"without {', '.join(reading.inside)} in between"] if reading.inside else []
     if parts:
         notes.append(f"the names are read {' and '.join(parts)}")
-    if reading.layout == "bridge" and any("wte" in read.name.split(".") for read in all_reads):
+    if reading.layout == "bridge" and any("wte" in read.name.split(".") for read in reading.names):
         notes.append(
             "the names are HF's, with what TransformerBridge adds to a model"
             " (bridge.original_model.state_dict()): read as the bridge's"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from converter.checkpoint import hub
 from converter.checkpoint.files import Json, optional_json, read_json, weight_files
 from converter.checkpoint.foreign_files import refuse_pointers
 from converter.checkpoint.listing import meant_beside
-from converter.checkpoint.reader import Entry, Reader
+from converter.checkpoint.reader import Entry, Reader, Stored
 from converter.checkpoint.signature import Signature, signature
 from converter.errors import SourceChanged, SourceNotFound, UsageError
 
@@ -95,6 +96,28 @@ class Source:
     def ledger_directory(self) -> Path | None:
         """Where its ledger is, if it has one. A bare weight file's neighbours are not its own."""
         return self.path if self.is_directory else self.ledger_of
+
+    @cached_property
+    def tensors(self) -> dict[str, Stored]:
+        """Plain floats, by name. A name that a file says is another one's has that one's tensor."""
+        found = {name: stored for r in self.readers for name, stored in r.tensors.items()}
+        aliases = {alias: kept for r in self.readers for alias, kept in r.aliases.items()}
+        more = {a: found[kept] for a, kept in aliases.items() if kept in found and a not in found}
+        return found | more
+
+    @cached_property
+    def other(self) -> dict[str, str]:
+        """What else the files hold, by name: its dtype, or what it is."""
+        return {name: kind for r in self.readers for name, kind in r.other.items()}
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Of bundles: by tensor, the entry that holds it."""
+        return {name: entry for r in self.readers for name, entry in r.entries.items()}
+
+    def reader(self, stored: Stored) -> Reader:
+        """That of the file that holds a tensor."""
+        return next(reader for reader in self.readers if stored.name in reader.tensors)
 
     def require_unchanged(self) -> None:
         """
