@@ -135,7 +135,7 @@ def _copied(route: Route, planned: dict[str, Planned]) -> dict[str, Array]:
     source = route.source
     result = {}
     for key, tensor in planned.items():
-        whence = EMBEDDING if key == HEAD and source.headless else key
+        whence = source.holder(key)
         stored, slot = source.stored.get(whence), source.slots[whence]
         if stored and route.moves(slot) and tensor.moves(slot, stored.code):
             result[key] = source.in_pieces(whence)

@@ -93,7 +93,7 @@ def write_as(
     code = code_named(dtype) if dtype else None
     tensors = {}
     for key, slot in expand(layout, sizes, checkpoint.config.n_layers).items():
-        stored = slot.name is not None and slot.in_file(layout, folded=False)
+        stored = slot.in_file(folded=False)
         if stored and not (layout == "hf" and key == HEAD and checkpoint.tied):
             value = unscaled_tensor(checkpoint, key, code)
             value = edit(key, value) if edit else value

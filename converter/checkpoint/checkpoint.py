@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from converter.checkpoint.config import NeoConfig
+from converter.checkpoint.hf_config import ties
+from converter.checkpoint.names import TRUNK
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source
 from converter.checkpoint.standard import holds_weights
@@ -86,19 +88,23 @@ class Checkpoint:
         does not find them. transformers knows its own with or without the module around the trunk,
         and either of the tied two."""
         names = {stored.name for stored in self.stored.values()}
-        if self.layout == "hf":
-            trunk = "transformer."
+        if LAYOUTS[self.layout].library == "transformers":
+            trunk = f"{TRUNK}."
             names |= {trunk + n for n in names} | {n.removeprefix(trunk) for n in names}
-            if self.headless and "lm_head.weight" in names:
-                names.add("transformer.wte.weight")
+            if self.headless and self.slots[HEAD].name in names:
+                names.add(str(self.slots[EMBEDDING].name))
         own = (str(self.slots[key].name) for key in self.stored)
         return [name for name in own if name not in names]
 
     def tensor_name(self, key: str) -> str:
         """A weight's name in this layout: of a tied head, the embedding's. Where the layout has no
         place for it, its name in `hooked`."""
-        held = EMBEDDING if key == HEAD and self.headless else key
-        return self.slots[held].name or key
+        return self.slots[self.holder(key)].name or key
+
+    def holder(self, key: str) -> str:
+        """The weight whose tensor holds this one: of a head that is tied and not stored, the
+        embedding."""
+        return EMBEDDING if key == HEAD and self.headless else key
 
     @property
     def buffers(self) -> list[str]:
@@ -137,10 +143,7 @@ class Checkpoint:
         """Whether embedding and head are one matrix: compared as bytes, unless HF says untied."""
         if self.headless:
             return True
-        config = self.original_hf_config
-        if config is not None and config.get("tie_word_embeddings", True) is False:
-            return False
-        if self.code(HEAD) != self.code(EMBEDDING):
+        if not ties(self.original_hf_config) or self.code(HEAD) != self.code(EMBEDDING):
             return False
         return self._same_matrix()
 
@@ -194,7 +197,7 @@ class Checkpoint:
 
     def code(self, key: str) -> str:
         """The dtype that `tensor` gives; a tensor that the files lack has the model's."""
-        stored = self.stored.get(EMBEDDING if key == HEAD and self.headless else key)
+        stored = self.stored.get(self.holder(key))
         return stored.code if stored else self.dtype
 
     @property

@@ -82,6 +82,11 @@ def from_hf(
     return checked(fields, where)
 
 
+def ties(config: Mapping[str, Any] | None) -> bool:
+    """Whether it says that the head is the embedding: transformers' default."""
+    return (config or {}).get("tie_word_embeddings", True) is not False
+
+
 def _refuse_foreign(config: Mapping[str, Any], n_ctx: int, where: str) -> None:
     """
     Raises:

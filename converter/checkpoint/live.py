@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import Json
+from converter.checkpoint.hf_config import ties
 from converter.checkpoint.opening import read_checkpoint
 from converter.checkpoint.reader import TorchReader, plain_cfg
 from converter.checkpoint.source import LEDGER, Source
@@ -27,6 +28,7 @@ from converter.errors import (
     UnknownTensor,
     UsageError,
 )
+from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS
 
 if TYPE_CHECKING:
     import torch
@@ -238,17 +240,14 @@ def _tie(state: dict[str, Any], hf: Json) -> None:
     state dict, as it is of HF's files."""
     import torch
 
-    for embedding, head in (
-        ("transformer.wte.weight", "lm_head.weight"),
-        ("embed.weight", "unembed.weight"),
-    ):
-        if embedding not in state or head not in state:
+    for layout in LAYOUTS:
+        embedding, head = (GPT_NEO.name(key, layout) for key in (EMBEDDING, HEAD))
+        if LAYOUTS[layout].by_head or embedding not in state or head not in state:
             continue
         a, b = state[embedding], state[head]
         shared = a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.device == b.device
-        stated = hf.get("tie_word_embeddings", True) is not False
         hf["tie_word_embeddings"] = shared or (
-            stated and a.shape == b.shape and torch.equal(a, b.to(a.device))
+            ties(hf) and a.shape == b.shape and torch.equal(a, b.to(a.device))
         )
-        if shared and head == "lm_head.weight":
+        if shared and LAYOUTS[layout].ties:
             del state[head]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import mismatch
+from converter.checkpoint.hf_config import ties
 from converter.checkpoint.reader import Stored
 from converter.checkpoint.source import Source
 from converter.errors import MissingTensor, TensorMismatch, UnknownTensor
@@ -58,7 +60,7 @@ def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes:
     """
     head, embedding = stored.get(HEAD), stored.get(EMBEDDING)
     biased = any(key.endswith(".b_Q") for key in stored)  # processing unties
-    if LAYOUTS[layout].by_head or not _config_ties(source) or biased:
+    if LAYOUTS[layout].by_head or not ties(source.hf_config) or biased:
         return
     if head is not None and embedding is None:
         notes.append(f"{head.name} is the embedding too: the file keeps one of the tied two")
@@ -68,44 +70,38 @@ def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes:
         stored.setdefault(HEAD, stored[EMBEDDING])
 
 
-def _config_ties(source: Source) -> bool:
-    return (source.hf_config or {}).get("tie_word_embeddings", True) is not False
-
-
-def require_present(
-    layout: Layout,
-    slots: dict[str, Slot],
-    stored: dict[str, Stored],
-    config: NeoConfig,
-    source: Source,
-) -> None:
-    tied = LAYOUTS[layout].ties and _config_ties(source)
+def require_present(found: Checkpoint) -> None:
+    """
+    Raises:
+        MissingTensor: a weight is not there that such a file has.
+    """
+    tied = LAYOUTS[found.layout].ties and ties(found.source.hf_config)
     missing = [
-        slot.name
-        for slot in slots.values()
-        if slot.key not in stored
-        and slot.name is not None
-        and slot.in_file(layout, folded=config.folded)
-        and not (slot.key == HEAD and tied)
+        str(slot.name)
+        for key, slot in found.slots.items()
+        if key not in found.stored
+        and slot.in_file(folded=found.config.folded)
+        and not (key == HEAD and tied)
     ]
     if missing:
         raise MissingTensor(
             f"{len(missing)} tensor(s) of the model are missing: {', '.join(missing[:4])}.",
-            where=str(source.path),
+            where=str(found.source.path),
             do="The checkpoint is incomplete, or its config is another model's."
-            if missing != ["lm_head.weight"]
+            if missing != [found.slots[HEAD].name] or not LAYOUTS[found.layout].ties
             else "The config says tie_word_embeddings=false, so the head must be there; set it to true if it is tied.",
         )
 
 
-def require_neutral_norms(stored: dict[str, Stored], source: Source) -> None:
+def require_neutral_norms(found: Checkpoint) -> None:
     """Of a file whose LayerNorms are folded. TransformerLens 3.5 and later may leave identity norms
     in it; HookedTransformer ignores whatever is there.
 
     Raises:
         TensorMismatch: a LayerNorm would change something.
     """
-    for key, tensor in stored.items():
+    source = found.source
+    for key, tensor in found.stored.items():
         norm, _, part = key.rpartition(".")
         if norm.split(".")[-1] not in GPT_NEO.norms:
             continue

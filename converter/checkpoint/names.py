@@ -147,7 +147,6 @@ def _bridge_words() -> dict[str, str]:
 
 _BRIDGE = _bridge_words()
 _ENDS: dict[Layout, set[str]] = {
-    layout: {str(row.name(layout)) for row in TABLE if row.hooked in (EMBEDDING, HEAD)}
-    for layout in LAYOUTS
+    layout: {GPT_NEO.name(key, layout) for key in (EMBEDDING, HEAD)} for layout in LAYOUTS
 }
 """The embedding and the head: a tied model may have kept either alone."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from converter.checkpoint.beside import refuse_other_weights
 from converter.checkpoint.checkpoint import BUFFER, Checkpoint
-from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import read_config
 from converter.checkpoint.matching import (
     match,
@@ -20,7 +20,7 @@ from converter.checkpoint.source import Source, find
 from converter.checkpoint.vocabulary import misfit, own_code
 from converter.choices import flags, of_kind, place
 from converter.errors import UnknownTensor
-from converter.layout import GPT_NEO, expand
+from converter.layout import GPT_NEO, LAYOUTS, expand
 
 
 def open_checkpoint(
@@ -61,7 +61,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     notes = [*source.notes, *seen.notes]
     source, config = read_config(source, seen, notes)
     layout = seen.layout
-    if layout == "hf":
+    if LAYOUTS[layout].library == "transformers":
         refuse_other_weights(source)
     slots = expand(layout, config.sizes, config.n_layers)
     known = GPT_NEO.buffers(layout, config.n_layers)
@@ -77,14 +77,15 @@ def read_checkpoint(source: Source) -> Checkpoint:
     stored = match(slots, found, source)
     share_tied(layout, stored, source, notes)
     # Folded norms, where the layout leaves them out.
-    leaves_out = not slots["ln_final.w"].in_file(layout, folded=True)
-    if leaves_out and not any(".ln1." in key for key in stored) and config.n_layers:
-        config = NeoConfig(**{**config.__dict__, "folded": True})
-    require_present(layout, slots, stored, config, source)
-    if leaves_out and config.folded:
-        require_neutral_norms(stored, source)
+    leaves_out = not slots["ln_final.w"].in_file(folded=True)
+    if leaves_out and not any(".ln1." in key for key in stored):
+        config = replace(config, folded=True)
     dropped |= seen.dropped
     if unfit := misfit(source.tokenizer_files(), config.d_vocab):
         notes.append(unfit)
     notes += own_code(source.tokenizer_files(), source.hf_config)
-    return Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))
+    opened = Checkpoint(source, layout, config, slots, stored, dropped, tuple(notes))
+    require_present(opened)
+    if leaves_out and config.folded:
+        require_neutral_norms(opened)
+    return opened

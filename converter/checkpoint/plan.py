@@ -15,7 +15,7 @@ from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.dtypes import CODES, nbytes
 from converter.errors import UsageError
-from converter.layout import EMBEDDING, HEAD, LAYOUTS, Layout, Slot, expand
+from converter.layout import HEAD, LAYOUTS, Layout, Slot, expand
 
 if TYPE_CHECKING:
     from converter.route import Route
@@ -97,9 +97,7 @@ def make_plan(
     wanted = {
         key: slot
         for key, slot in slots.items()
-        if slot.name is not None
-        and slot.in_file(layout, folded=config.folded)
-        and not (tied and key == HEAD)
+        if slot.in_file(folded=config.folded) and not (tied and key == HEAD)
     }
     codes = {key: dtype or route.code(key) for key in wanted}
     split = split_by_size(
@@ -114,7 +112,7 @@ def make_plan(
     for key in slots:
         if key not in wanted and key in source.stored:
             stored = source.stored[key].name
-            dropped[source.slots[key].name or stored] = _reason(route, key, layout)
+            dropped[source.slots[key].name or stored] = _reason(route, slots[key])
     shards = tuple(sorted(split))
     return Plan(layout, config, tied, tensors, shards, dropped, route.steps)
 
@@ -144,20 +142,18 @@ def split_by_size(sizes: dict[str, int], max_shard_size: str | int) -> dict[str,
     return dict(split.filename_to_tensors)
 
 
-def _reason(route: Route, key: str, layout: Layout) -> str:
-    if key == HEAD:
+def _reason(route: Route, slot: Slot) -> str:
+    if slot.key == HEAD:
         return "the embedding again"
-    if layout == "hooked":
+    if slot.in_file(folded=False):
         return "folded into the weights"
     if route.name == "undoing":
         return "processing made it, and is undone"
     if route.name == "functional":
-        return f"{layout} has no such bias; the LayerNorms carry it"
-    return f"zero; {layout} has no such bias"
+        return f"{slot.layout} has no such bias; the LayerNorms carry it"
+    return f"zero; {slot.layout} has no such bias"
 
 
 def _origin(source: Checkpoint, key: str) -> str | None:
-    if key == HEAD and HEAD not in source.stored:
-        key = EMBEDDING
-    stored = source.stored.get(key)
+    stored = source.stored.get(source.holder(key))
     return stored.name if stored else None

@@ -38,7 +38,7 @@ def write(
     if not has_cfg or graph is not None:
         config = hf_config(route, plan, recast=recast) | (graph or {})
         _write_json(stage / "config.json", config)
-        if plan.layout == "hf" or graph is not None:
+        if LAYOUTS[plan.layout].library == "transformers" or graph is not None:
             _write_json(stage / "generation_config.json", generation_config(source, config))
     for path in source.source.tokenizer_files():
         target = stage / path.relative_to(source.source.path)

@@ -62,6 +62,7 @@ class Row:
 class Slot:
     """A row of the table expanded for one layer and one layout."""
 
+    layout: Layout
     key: str
     """The weight's `hooked` name: its identity in every layout."""
     name: str | None
@@ -96,11 +97,11 @@ class Slot:
         """The `hooked` name within its unit: "attn.W_Q" of "blocks.3.attn.W_Q"."""
         return self.key if self.layer is None else self.key.removeprefix(self.prefix)
 
-    def in_file(self, layout: Layout, *, folded: bool) -> bool:
-        """Whether a file of this layout and state holds the tensor."""
-        if self.absence is None:
-            return True
-        return layout not in (self.absence.folded if folded else self.absence.raw)
+    def in_file(self, *, folded: bool) -> bool:
+        """Whether a file of this state holds the tensor; a tied head it may hold or not."""
+        absence = self.absence or Absence(0.0, raw=(), folded=())
+        lacking = absence.folded if folded else absence.raw
+        return self.name is not None and self.layout not in lacking
 
 
 class Field(NamedTuple):
@@ -143,6 +144,7 @@ class Architecture:
             own = row.axes if LAYOUTS[layout].by_head else row.flat
             key = row.hooked.format(i=layer)
             slots[key] = Slot(
+                layout=layout,
                 key=key,
                 name=None if name is None else name.format(i=layer),
                 shape=shape(own, sizes),
@@ -156,6 +158,10 @@ class Architecture:
         if len(slots) != len(placed) or len(set(names)) != len(names):
             raise AssertionError(f"the {layout} column of the layout table is not one-to-one")
         return slots
+
+    def name(self, key: str, layout: Layout) -> str:
+        """The name in a layout of a weight that is in no block."""
+        return next(str(row.name(layout)) for row in self.rows if row.hooked == key)
 
     def _in_order(self, n_layers: int) -> Iterator[tuple[Row, int | None]]:
         blocks = [row for row in self.rows if row.unit is UnitKind.BLOCK]

@@ -90,9 +90,7 @@ expand = GPT_NEO.expand
 
 ALSO_HEAD = " (also the head)"
 """Behind the name of the embedding's tensor, where it is meant as the head."""
-_EMBEDDINGS = frozenset(
-    row.name(layout) for row in TABLE if row.hooked == EMBEDDING for layout in LAYOUTS
-)
+_EMBEDDINGS = frozenset(GPT_NEO.name(EMBEDDING, layout) for layout in LAYOUTS)
 
 
 def is_tied_head(tensor: str | None, key: str) -> bool:

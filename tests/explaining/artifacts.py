@@ -62,7 +62,7 @@ def write(
     tensors = {}
     for key, slot in expand(layout, neo.sizes, neo.n_layers).items():
         biases = layout == "bridge" and key in weights and weights[key].any()
-        if slot.name is not None and (slot.in_file(layout, folded=neo.folded) or biases):
+        if slot.name is not None and (slot.in_file(folded=neo.folded) or biases):
             value = slot.to_hub.inverse.apply(cast(weights[key], code), neo.sizes)
             tensors[slot.name] = np.ascontiguousarray(value)
         else:
