@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+Json = dict[str, Any]
 _DEEPEST = 64
 
 
@@ -36,6 +37,12 @@ def dumps(document: Any, indent: int | None = None) -> str:
         return json.dumps(document, indent=indent, allow_nan=False)
     except ValueError:
         return json.dumps(_without_nan(document), indent=indent, allow_nan=False)
+
+
+def file_of(document: Any, indent: int) -> bytes:
+    """A file's content. A name that is not UTF-8 is written as JSON's escapes."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _without_nan(value: Any) -> Any:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.checkpoint.config import Json, is_finite
+from converter.checkpoint.config import is_finite
 from converter.errors import ConfigError, NotRepresentable
+from converter.strict_json import Json
 
 _INERT = {
     # What was trained, and how; the result is in the tensors.

@@ -15,8 +15,6 @@ from typing import Any
 from converter.errors import ConfigError
 from converter.layout import GPT_NEO
 
-Json = dict[str, Any]
-
 FIELDS = tuple(field for field in GPT_NEO.fields if field.default is not None)
 """All but `d_mlp`, which follows from `d_model` where it is left out."""
 ACTIVATIONS: dict[str, tuple[str, ...]] = {

@@ -6,7 +6,6 @@ import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from converter import strict_json
 from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign_file
@@ -21,8 +20,7 @@ from converter.checkpoint.standard import (
     weights_name,
 )
 from converter.errors import ConfigError, CorruptFile, MissingShard, PickleRefused, passing
-
-Json = dict[str, Any]
+from converter.strict_json import Json
 
 _SHARD = re.compile(r"(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)")
 _MAX_JSON_BYTES = 64 * 2**20

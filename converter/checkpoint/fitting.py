@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from converter.checkpoint.config import Json, NeoConfig
+from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.names import shared
 from converter.checkpoint.reader import Entry, Stored
@@ -13,6 +13,7 @@ from converter.checkpoint.source import Source
 from converter.checkpoint.tl_config import from_tl, of_bridge
 from converter.errors import ConfigError, TensorMismatch
 from converter.layout import GPT_NEO, LAYOUTS, Slot, axes
+from converter.strict_json import Json
 
 _WRITES = {
     "hf": "model.config.to_json_file('config.json')",

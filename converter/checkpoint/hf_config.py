@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converter.checkpoint.config import ACTIVATIONS, FIELDS, Json, NeoConfig, checked, fail, integer
+from converter.checkpoint.config import ACTIVATIONS, FIELDS, NeoConfig, checked, fail, integer
 from converter.checkpoint.standard import NAMED
 from converter.dtypes import code_stated
 from converter.errors import ConfigError
+from converter.strict_json import Json
 
 ACTIVATION_ALIASES = {other: name for name, others in ACTIVATIONS.items() for other in others}
 

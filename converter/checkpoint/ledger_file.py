@@ -27,7 +27,8 @@ from converter.choices import LedgerKind
 from converter.dtypes import contiguous, sha256
 from converter.errors import CorruptFile
 from converter.layout import Slot
-from converter.processing.unit_ledger import WITHOUT, Json, UnitLedger, corrupt_ledger, expect
+from converter.processing.unit_ledger import WITHOUT, UnitLedger, corrupt_ledger, expect
+from converter.strict_json import Json
 
 SCHEMA_VERSION = 1
 

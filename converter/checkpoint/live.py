@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.checkpoint import Checkpoint
-from converter.checkpoint.config import Json
 from converter.checkpoint.hf_config import ties
 from converter.checkpoint.opening import read_checkpoint
 from converter.checkpoint.reader import TorchReader, plain_cfg
@@ -29,6 +28,7 @@ from converter.errors import (
     UsageError,
 )
 from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS
+from converter.strict_json import Json
 
 if TYPE_CHECKING:
     import torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint import attestation
 from converter.checkpoint.plan import Plan
 from converter.checkpoint.reader import SafetensorsReader
-from converter.checkpoint.record import UNSEALED, listing, sealed
-from converter.checkpoint.record import sha256_of as file_sha256
-from converter.checkpoint.source import ATTESTATION, PROVENANCE
-from converter.dtypes import NAMES
-from converter.dtypes import sha256 as sha256_of
+from converter.checkpoint.record import inventory, sha256_of, write_record
+from converter.checkpoint.source import ATTESTATION
+from converter.dtypes import NAMES, sha256
 from converter.environment import versions
 
 if TYPE_CHECKING:
@@ -65,7 +62,7 @@ def source_files(source: Checkpoint) -> dict[str, dict[str, str | int]]:
         if path in readers and not source.merged:
             entry["rest_sha256"] = readers[path].rest_sha256(but=kept)
         else:
-            entry["sha256"] = file_sha256(path)
+            entry["sha256"] = sha256_of(path)
     return record
 
 
@@ -99,7 +96,7 @@ def describes(checkpoint: Checkpoint) -> bool:
         if isinstance(said, dict) and "sha256" in said and stored.nbytes <= _SMALL:
             hub = checkpoint.slots[key].to_hub.inverse
             found = hub.apply(checkpoint.tensor(key), checkpoint.config.sizes)
-            same.append(sha256_of(found) == said["sha256"])
+            same.append(sha256(found) == said["sha256"])
     return bool(2 * sum(same) >= len(same))
 
 
@@ -127,7 +124,7 @@ def write(
         "generation_config": source.original_generation_config,
         "cfg": source.original_tl_config,
     }
-    files = listing(directory, file_sha256)
+    files = inventory(directory, file_sha256)
     document = {
         "schema_version": SCHEMA_VERSION,
         "versions": versions(),
@@ -163,11 +160,7 @@ def write(
         "kept": placeless({name: value for name, value in kept.items() if value is not None}),
         "verification": verification,
         "files": files,
-        "seal": UNSEALED,
     }
     (directory / ATTESTATION).write_bytes(attestation.lines(document))
     known = {name: str(entry["sha256"]) for name, entry in files.items()}
-    document["files"] = listing(directory, known)
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    # A name that is not UTF-8 is written as JSON's escapes.
-    (directory / PROVENANCE).write_bytes(sealed(text.encode("utf-8", "backslashreplace")))
+    write_record(directory, document | {"files": inventory(directory, known)})

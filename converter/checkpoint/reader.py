@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,8 @@ from converter.errors import CorruptFile, TensorMismatch, passing
 
 if TYPE_CHECKING:
     import torch
+
+_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,16 @@ class SafetensorsReader(Reader):
             header = 8 + int.from_bytes(file.read(8), "little")
             left = (place for name, place in self.places.items() if name not in but)
             for start, size in [(0, header), *left]:
-                file.seek(start)
-                while size > 0 and (chunk := file.read(min(size, 2**22))):
-                    digest.update(chunk)
-                    size -= len(chunk)
+                feed(digest, file, start, size)
         return digest.hexdigest()
+
+
+def feed(digest: Any, file: BinaryIO, start: int, size: int) -> None:
+    """Give a digest a part of an open file: as much of it as is there."""
+    file.seek(start)
+    while size > 0 and (chunk := file.read(min(size, _CHUNK))):
+        digest.update(chunk)
+        size -= len(chunk)
 
 
 def read_at(stored: Stored, offset: int) -> np.ndarray:

@@ -7,7 +7,6 @@ someone's weights, a report) bears a seal: the SHA-256 of its bytes, the seal's 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import stat
@@ -16,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from converter import strict_json
 from converter.checkpoint.files import read_json
+from converter.checkpoint.reader import feed
 from converter.checkpoint.signature import Identity, Signature, identity, signature
 from converter.checkpoint.source import ATTESTATION, PROVENANCE
 from converter.errors import BadInput
@@ -24,7 +25,7 @@ from converter.errors import BadInput
 SEAL = "neoconvert-seal:"
 UNSEALED = SEAL + "0" * 64
 """What a file holds, near its end, where `sealed` is to put the seal."""
-_HEAD, _TAIL, _CHUNK = 2**7, 2**16, 2**22
+_HEAD, _TAIL = 2**7, 2**16
 
 
 def sealed(content: bytes) -> bytes:
@@ -57,7 +58,8 @@ def bears_seal(path: Path, mark: bytes = b"") -> bool:
             if place < 0:
                 return False
             place += len(SEAL)
-            digest = _sha256_of(file, 0, first)
+            digest = hashlib.sha256()
+            feed(digest, file, 0, first)
             digest.update(tail[:place] + b"0" * 64 + tail[place + 64 :])
             return bool(digest.hexdigest().encode() == tail[place : place + 64])
     except OSError:
@@ -66,11 +68,13 @@ def bears_seal(path: Path, mark: bytes = b"") -> bool:
 
 def sha256_of(path: Path) -> str:
     """Digest of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return str(_sha256_of(file, 0, os.fstat(file.fileno()).st_size).hexdigest())
+        feed(digest, file, 0, os.fstat(file.fileno()).st_size)
+    return digest.hexdigest()
 
 
-def listing(
+def inventory(
     directory: Path, known: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, str | int]]:
     """The record of a directory's files, by path: their bytes and SHA-256.
@@ -90,13 +94,17 @@ def listing(
 def rerecord(directory: Path) -> None:
     """Record a directory's files as they are now: what was done to them since is ours too, and what
     was attested of them is no more."""
-    path = directory / PROVENANCE
     (directory / ATTESTATION).unlink(missing_ok=True)
-    document = read_json(path)
-    files = listing(directory)
+    document = read_json(directory / PROVENANCE)
+    files = inventory(directory)
     files.pop(PROVENANCE)
-    text = json.dumps(document | {"files": files, "seal": UNSEALED}, indent=1, ensure_ascii=False)
-    path.write_bytes(sealed((text + "\n").encode("utf-8", "backslashreplace")))
+    write_record(directory, document | {"files": files})
+
+
+def write_record(directory: Path, document: dict[str, Any]) -> None:
+    """Write a directory's neoconvert.json, under a seal of its own."""
+    content = strict_json.file_of(document | {"seal": UNSEALED}, indent=1)
+    (directory / PROVENANCE).write_bytes(sealed(content))
 
 
 @dataclass
@@ -190,16 +198,6 @@ def _is(path: Path, now: Signature, entry: Any, deep: bool) -> bool:
         return not deep or sha256_of(path) == entry.get("sha256")
     except OSError:
         return False
-
-
-def _sha256_of(file: Any, start: int, size: int) -> Any:
-    """The running digest of a part of an open file."""
-    digest = hashlib.sha256()
-    file.seek(start)
-    while size > 0 and (chunk := file.read(min(size, _CHUNK))):
-        digest.update(chunk)
-        size -= len(chunk)
-    return digest
 
 
 def remove(directory: Path, found: Survey) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter import strict_json
 from converter.checkpoint.checkpoint import Checkpoint
-from converter.checkpoint.files import Json
 from converter.checkpoint.foreign_files import refuse_to_copy
 from converter.checkpoint.hf_config import to_hf
 from converter.checkpoint.plan import Plan
@@ -16,6 +15,7 @@ from converter.checkpoint.source import Source, called
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES, holding
 from converter.layout import LAYOUTS
+from converter.strict_json import Json
 
 if TYPE_CHECKING:
     from converter.route import Route
@@ -94,6 +94,5 @@ def _dtype(route: Route, plan: Plan, recast: bool) -> str:
     return NAMES[holding(codes)]
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    path.write_bytes(text.encode("utf-8", "backslashreplace"))
+def _write_json(path: Path, document: Json) -> None:
+    path.write_bytes(strict_json.file_of(document, indent=2))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import hub
-from converter.checkpoint.files import Json, optional_json, read_json, weight_files
+from converter.checkpoint.files import optional_json, read_json, weight_files
 from converter.checkpoint.foreign_files import refuse_pointers
 from converter.checkpoint.listing import meant_beside
 from converter.checkpoint.reader import Entry, Reader, Stored
 from converter.checkpoint.signature import Signature, signature
 from converter.errors import SourceChanged, SourceNotFound, UsageError
+from converter.strict_json import Json
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -9,7 +9,6 @@ from typing import Any
 from converter.checkpoint.config import (
     ACTIVATIONS,
     FIELDS,
-    Json,
     NeoConfig,
     checked,
     fail,
@@ -17,6 +16,7 @@ from converter.checkpoint.config import (
     is_finite,
 )
 from converter.errors import NotRepresentable
+from converter.strict_json import Json
 
 TL_REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "positional_embedding_type": (("standard",), "GPT-Neo adds learned position embeddings"),

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.files import Json, read_json
+from converter.checkpoint.files import read_json
 from converter.errors import NeoconvertError
+from converter.strict_json import Json
 
 _MAX_TEXT_BYTES = 64 * 2**20
 

@@ -23,7 +23,7 @@ from converter.background import Background
 from converter.checkpoint.plan import Plan, Planned
 from converter.checkpoint.record import sha256_of
 from converter.checkpoint.renaming import begin_sync
-from converter.checkpoint.standard import WEIGHTS
+from converter.checkpoint.standard import INDEX, WEIGHTS
 from converter.dtypes import chunks
 
 ALIGNMENT = 8
@@ -149,5 +149,5 @@ class Writer:
                 t.name: t.shard for t in sorted(self.plan.tensors, key=lambda t: t.name)
             },
         }
-        path = self.directory / f"{WEIGHTS}.index.json"
+        path = self.directory / f"{WEIGHTS}{INDEX}"
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.files import Json
 from converter.checkpoint.reader import SafetensorsReader
 from converter.checkpoint.record import sealed
 from converter.errors import OutputExists, UsageError
@@ -20,6 +19,7 @@ from converter.onnx.graph import build
 from converter.onnx.hooks import hooks_matching
 from converter.onnx.opening import metadata
 from converter.onnx.reading import read_onnx
+from converter.strict_json import Json
 
 GRAPH_NAME = "model.onnx"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.files import Json
 from converter.checkpoint.record import UNSEALED, sealed
 from converter.onnx.dialect import LOGITS, MASK, POSITIONS, TOKENS, past_name, present_name
+from converter.strict_json import Json
 
 GENAI = "genai_config.json"
 MARK = b'"type": "decoder"'

@@ -14,7 +14,7 @@ import onnx
 from converter import strict_json
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.config import checked, integers
-from converter.checkpoint.files import Json, read_json
+from converter.checkpoint.files import read_json
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.names import read_names
 from converter.checkpoint.reader import Reader, Stored, read_at
@@ -27,6 +27,7 @@ from converter.layout import LAYOUTS, Layout, expand
 from converter.onnx.reading import read_onnx
 from converter.onnx.tensor_data import AGAIN
 from converter.onnx.weights import DTYPES, multiplies
+from converter.strict_json import Json
 
 CONFIG, MADE = "neoconvert.config", "neoconvert.provenance"
 """Metadata of our graphs: the architecture, and how the weights were made from their original."""

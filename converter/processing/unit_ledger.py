@@ -19,9 +19,9 @@ from converter.errors import CorruptFile
 from converter.processing.carry import Carry
 from converter.processing.step import IndexArray, Rounding, Shapes, Step
 from converter.processing.steps import BY_NAME
+from converter.strict_json import Json
 
 How = Literal["same", "zero", "original", "residue", "basis"]
-Json = dict[str, Any]
 _STEPS: dict[str, Step] = {**BY_NAME, Carry.name: Carry()}
 
 

@@ -17,7 +17,7 @@ from converter.adapter import with_adapter
 from converter.batch import manifest
 from converter.checkpoint import open_checkpoint
 from converter.checkpoint.config import ACTIVATIONS, NeoConfig
-from converter.checkpoint.files import Json, read_json
+from converter.checkpoint.files import read_json
 from converter.checkpoint.hf_config import ACTIVATION_ALIASES, from_hf, to_hf
 from converter.checkpoint.provenance import describes
 from converter.checkpoint.record import survey
@@ -26,6 +26,7 @@ from converter.cli import main
 from converter.cli_manifest import jobs_of
 from converter.convert import tl_to_hf
 from converter.inspection import Inspection
+from converter.strict_json import Json
 from tests.fuzzing import values
 from tests.fuzzing.target import Target, require
 from tests.hostile import sound
