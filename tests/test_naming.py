@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,33 @@ def test_pickled_objects_are_named(tmp_path: Path) -> None:
     with pytest.raises(PickleRefused) as raised:
         open_checkpoint(path, allow_pickle=True)
     assert "LooseConfig.to_dict()" in raised.value.do
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "do"),
+    [
+        ("deepspeed.runtime.zero.config.ZeroStageEnum", "The file is DeepSpeed's", "zero_to_fp32"),
+        ("fsdp.parts.ShardedTensor", "one process's part", "full_state_dict=True"),
+        ("peft.modeling_peft.Model", "a whole pickled model", "torch.save(model.state_dict(), FILE)"),
+        ("numpy.elsewhere.Array", "holds NumPy arrays", "torch.save({n: torch.from_numpy(a) for"),
+    ],
+)  # fmt: skip
+def test_objects_of_libraries_are_named(
+    name: str, what: str, do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, last = name.rpartition(".")
+    kind = type(last, (), {"__module__": module})
+    packages = module.split(".")
+    for n in range(1, len(packages) + 1):
+        package = ".".join(packages[:n])
+        if package not in sys.modules:
+            monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    monkeypatch.setattr(sys.modules[module], last, kind, raising=False)
+    torch.save(kind(), tmp_path / "m.pt")
+    with pytest.raises(PickleRefused, match=re.escape(what)) as raised:
+        open_checkpoint(tmp_path / "m.pt", allow_pickle=True)
+    assert name in raised.value.what
+    assert do in raised.value.do
 
 
 def test_a_program_is_no_state_dict(tmp_path: Path) -> None:

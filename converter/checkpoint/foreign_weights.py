@@ -32,6 +32,19 @@ _QUANTISED = re.compile(
 _ADAPTED = re.compile(
     r"\b(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|modules_to_save)\b|\.ia3_l\b"
 )
+_STORED_OTHERWISE = {
+    r"\.(weight|bias)_(orig|mask)$|\.parametrizations\.": (
+        "Some weights are stored as what they are computed from (pruning or a parametrization).",
+        "Where it was made, make them plain before saving: torch.nn.utils.prune.remove(module,"
+        " 'weight') or torch.nn.utils.parametrize.remove_parametrizations(module, 'weight').",
+    ),
+    r"\b_?flat_param": (
+        "The tensors are FSDP's flat parameters: one process's part of the weights.",
+        "Save the whole: with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT):"
+        " torch.save(model.state_dict(), FILE)",
+    ),
+}
+"""Names of what stands for weights: what it is, and what to do."""
 _INTEGERS = re.compile(r"(torch\.)?q?u?int8|[IU]8|F8_\w+|(torch\.)?float8_\w+|[IU]32|torch\.int32")
 
 
@@ -66,8 +79,7 @@ def refuse_foreign_tensors(tensors: Seen) -> None:
         _rotary,
         _quantised,
         _unmerged,
-        _pruned,
-        _flat,
+        _stored_otherwise,
         _empty,
         _optimizer,
     ):
@@ -167,28 +179,11 @@ def _unmerged(tensors: Seen) -> BadInput | None:
     )
 
 
-def _pruned(tensors: Seen) -> BadInput | None:
-    name = tensors.first(r"\.(weight|bias)_(orig|mask)$|\.parametrizations\.")
-    if name is None:
-        return None
-    return UnknownTensor(
-        "Some weights are stored as what they are computed from (pruning or a parametrization).",
-        where=f"{tensors.where}: {name}",
-        do="Where it was made, make them plain before saving: torch.nn.utils.prune.remove(module,"
-        " 'weight') or torch.nn.utils.parametrize.remove_parametrizations(module, 'weight').",
-    )
-
-
-def _flat(tensors: Seen) -> BadInput | None:
-    name = tensors.first(r"\b_?flat_param")
-    if name is None:
-        return None
-    return UnknownTensor(
-        "The tensors are FSDP's flat parameters: one process's part of the weights.",
-        where=f"{tensors.where}: {name}",
-        do="Save the whole: with FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT):"
-        " torch.save(model.state_dict(), FILE)",
-    )
+def _stored_otherwise(tensors: Seen) -> BadInput | None:
+    for pattern, (what, do) in _STORED_OTHERWISE.items():
+        if name := tensors.first(pattern):
+            return UnknownTensor(what, where=f"{tensors.where}: {name}", do=do)
+    return None
 
 
 def _empty(tensors: Seen) -> BadInput | None:

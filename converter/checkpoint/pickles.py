@@ -24,10 +24,6 @@ _DEPTH = 12
 _MAX_JSON = 2**20
 _MOST_VALUES, _LONGEST_PICKLE = 300_000, 8 * 2**20
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_PARALLEL = re.compile(r"ShardedTensor|DTensor|device_mesh", re.IGNORECASE)
-_MODEL = re.compile(
-    r"modeling_|HookedTransformer$|TransformerBridge$|DataParallel$|\.nn\.modules\."
-)
 
 
 class Held:
@@ -94,7 +90,6 @@ def load(path: str | Path) -> Any:
     import torch
 
     path = Path(path)
-
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if version < (2, 10):
         # CVE-2025-32434 (fixed in 2.6) and CVE-2026-24747 (fixed in 2.10) run code all the same.
@@ -110,7 +105,7 @@ def load(path: str | Path) -> Any:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_inert()):
             warnings.simplefilter("ignore")  # torch's words on the file; ours follow
-            if _is_zip(path):
+            if zipfile.is_zipfile(path):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return legacy_pickles.load(path)
     except CorruptFile:
@@ -119,35 +114,44 @@ def load(path: str | Path) -> Any:
         raise _refusal(path, str(error)) from error
 
 
+_HELD: dict[str, tuple[str, str]] = {
+    r"(?i)ShardedTensor|DTensor|device_mesh": (
+        "The pickle holds {what}: one process's part of the weights.",
+        "Where it was made, gather them first: get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)).",
+    ),
+    r"^deepspeed\.": (
+        "The file is DeepSpeed's ({what}): optimizer states, with a part of the weights.",
+        "Put the weights together from FOLDER, which holds latest and global_step…, then convert OUT with --allow-pickle --cfg config.json: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT",
+    ),
+    r"^numpy\.": (
+        "The pickle holds NumPy arrays ({what}), and only tensors and plain values are read.",
+        "Where it was made, save tensors: torch.save({{n: torch.from_numpy(a) for n, a in arrays.items()}}, FILE)",
+    ),
+    r"modeling_|HookedTransformer$|TransformerBridge$|DataParallel$|\.nn\.modules\.": (
+        "The file is a whole pickled model ({what}), which runs code when it is opened (weights_only refuses it).",
+        _ALONE,
+    ),
+    r"Config$": (
+        "The pickle holds {what}, and only tensors and plain values are read (weights_only).",
+        "Where it was made, save {name}.to_dict() in its place: plain values are read.",
+    ),
+    "": ("The pickle holds {what}, and only tensors and plain values are read (weights_only).", _ALONE),
+}  # fmt: skip
+"""What a pickle holds that is not read, by its name: what to say of it, and what to do."""
+
+
 def _refusal(path: Path, said: str) -> PickleRefused | CorruptFile:
     """Our own words for why torch does not load a file: torch's advice is to drop weights_only."""
-    alone = _ALONE
     if found := _GLOBAL.search(said):
         what = found[1]
-        holds = (
-            f"The pickle holds {what}, and only tensors and plain values are read (weights_only)."
-        )
-        if _PARALLEL.search(what):
-            holds = f"The pickle holds {what}: one process's part of the weights."
-            alone = "Where it was made, gather them first: get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
-        elif what.startswith("deepspeed."):
-            holds = (
-                f"The file is DeepSpeed's ({what}): optimizer states, with a part of the weights."
-            )
-            alone = "Put the weights together from FOLDER, which holds latest and global_step…, then convert OUT with --allow-pickle --cfg config.json: python -m deepspeed.utils.zero_to_fp32 FOLDER OUT"
-        elif what.startswith("numpy."):
-            holds = f"The pickle holds NumPy arrays ({what}), and only tensors and plain values are read."
-            alone = "Where it was made, save tensors: torch.save({n: torch.from_numpy(a) for n, a in arrays.items()}, FILE)"
-        elif _MODEL.search(what):
-            holds = f"The file is a whole pickled model ({what}), which runs code when it is opened (weights_only refuses it)."
-        elif what.endswith("Config"):
-            alone = f"Where it was made, save {what.rpartition('.')[2]}.to_dict() in its place: plain values are read."
-        return PickleRefused(holds, where=str(path), do=alone)
+        holds, do = next(words for pattern, words in _HELD.items() if re.search(pattern, what))
+        name = what.rpartition(".")[2]
+        return PickleRefused(holds.format(what=what), where=str(path), do=do.format(name=name))
     if "weights_only" in said.lower():
         return PickleRefused(
             "The pickle holds more than tensors and plain values (weights_only refuses it).",
             where=str(path),
-            do=alone,
+            do=_ALONE,
         )
     return CorruptFile(
         "The file is not one that torch.save wrote, or is damaged.",
@@ -177,13 +181,9 @@ def _emptied(*_default: Any) -> dict[Any, Any]:
     return {}
 
 
-def _is_zip(path: Path) -> bool:
-    return zipfile.is_zipfile(path)
-
-
 def _refuse_archives(path: Path) -> None:
     """torch stores entries uncompressed; anything else expands to who knows what."""
-    if not _is_zip(path):
+    if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
