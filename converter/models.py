@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from converter.checkpoint import Checkpoint, sidecar
+from converter.checkpoint.memory import Memory
 from converter.checkpoint.opening import read_checkpoint
 from converter.checkpoint.plan import make_plan
 from converter.checkpoint.reader import TorchReader
-from converter.checkpoint.sink import Memory
 from converter.checkpoint.source import Source
 from converter.choices import Reverse, one_of
 from converter.dtypes import NAMES

@@ -9,8 +9,9 @@ import numpy as np
 from converter.background import Background
 from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
 from converter.checkpoint.ledger_file import LedgerWriter
+from converter.checkpoint.memory import Memory
 from converter.checkpoint.plan import Plan, Planned
-from converter.checkpoint.sink import Sink
+from converter.checkpoint.writer import Writer
 from converter.choices import LedgerKind
 from converter.dtypes import CODES, NAMES, cast, chunks, sha256
 from converter.errors import CannotUndo, NotRepresentable
@@ -37,7 +38,7 @@ class Digests(NamedTuple):
 
 
 def stream(
-    route: Route, plan: Plan, sink: Sink, ledger: LedgerWriter | None, progress: Progress
+    route: Route, plan: Plan, sink: Writer | Memory, ledger: LedgerWriter | None, progress: Progress
 ) -> Digests:
     """Write the planned tensors. See `convert` for what it may raise.
 

@@ -270,6 +270,13 @@ def test_what_transformer_lens_fills_in_is_said() -> None:
     assert "n_heads=2, d_mlp=16, eps=1e-05, normalization_type=LN" in notes[0]
 
 
+def test_types_of_attention_that_transformer_lens_passes_over() -> None:
+    notes: list[str] = []
+    config = from_tl(TL | {"use_local_attn": False}, notes=notes)
+    assert config.attn_types == ("global", "global")
+    assert "its attn_types are not used" in notes[-1]
+
+
 def test_the_next_cfg_has_nothing_of_another_machine_or_version() -> None:
     of_then = {
         "device": "cuda", "n_devices": 2, "tokenizer_name": "x/y", "seed": 3, "run_note": "good",

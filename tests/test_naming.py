@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,13 @@ def test_git_lfs_pointers(name: str, hf: Path, tmp_path: Path) -> None:
     assert "git lfs pull" in told[2]
 
 
+def _zipped(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, b"x")
+    return content.getvalue()
+
+
 FILES: dict[str, tuple[bytes, str]] = {
     "page.bin": (b"<!DOCTYPE html><html>", "web page"),
     "m.bin": (b"GGUF\3\0\0\0", "GGUF"),
@@ -224,6 +233,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "ggml.bin": (b"lmgg\1\0\0\0", "ggml"),
     "dumped.pkl": (b"\x80\x04}.", "Python's own"),
     "weights.npz": (b"PK\5\6", "NumPy"),
+    **dict.fromkeys(
+        ("a.bin", "a.pkl"), (_zipped("wte.npy"), "NumPy's (.npz), whatever its name says")
+    ),
+    **dict.fromkeys(("b.bin", "b.pkl"), (_zipped("wte.txt"), "The file is a zip archive")),
 }
 
 

@@ -446,6 +446,21 @@ def test_what_was_filled_in_is_said_and_kept(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "tl").notes == ()
 
 
+def test_a_cfg_of_something_else_beside_the_weights(tmp_path: Path) -> None:
+    """Such as a sparse autoencoder's."""
+    write_hf(tmp_path / "hf", RECIPE)
+    plain = open_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf/cfg.json").write_text(json.dumps({"d_in": 16, "d_sae": 64}))
+    source = open_checkpoint(tmp_path / "hf")
+    assert source.config == plain.config
+    assert source.notes == ("the cfg.json beside the weights is not theirs, and was not used",)
+    config = json.loads((tmp_path / "hf/config.json").read_text()) | {"num_layers": 0}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError) as raised:
+        open_checkpoint(tmp_path / "hf")
+    assert raised.value.where == str(tmp_path / "hf/config.json")
+
+
 def test_every_byte_of_a_source_is_in_the_record(tmp_path: Path) -> None:
     """Buffers that are left out, the header, config and tokenizer: one bit more, another record."""
     write_hf(tmp_path / "hf", Recipe(buffers=True, d_vocab=2, attention=("local",)))

@@ -79,10 +79,14 @@ def _zip(path: Path) -> tuple[str, str] | None:
     if any(name.endswith("/data.pkl") for name in names):
         if path.suffix in PICKLES:
             return None
-        return "The file is one of torch.save, whatever its name says.", _named(path, ".bin")
+        return _saved_by_torch(path)
     if any(name.endswith(".npy") for name in names):
         return "The file is NumPy's (.npz), whatever its name says.", _named(path, ".npz")
     return "The file is a zip archive.", UNPACK
+
+
+def _saved_by_torch(path: Path) -> tuple[str, str]:
+    return "The file is one of torch.save, whatever its name says.", _named(path, ".bin")
 
 
 def _named(path: Path, suffix: str) -> str:
@@ -170,8 +174,10 @@ def not_weights(path: Path) -> BadInput:
         do = put_together(path.parent)
     elif path.suffix == ".onnx":
         do = "Give the checkpoint that the graph was exported from; `verify` and `inspect` read graphs."
-    elif head.startswith(_LEGACY) or (head[:2] == b"PK" and _zip(path)):
-        what, do = "The file is one of torch.save, whatever its name says.", _named(path, ".bin")
+    elif head.startswith(_LEGACY):
+        what, do = _saved_by_torch(path)
+    elif head[:2] == b"PK" and (found := _zip(path)):
+        what, do = found
     elif head[:1] == b"\x80":
         what = "The file is a pickle of Python's own, which is not read."
         do = "Where it was made, save with torch: torch.save(model.state_dict(), 'model.pt')."

@@ -229,11 +229,10 @@ def to_hf(config: NeoConfig, base: Json | None, *, tied: bool, dtype: str | None
     stale = _expanded(result.get("attention_types"), config.n_layers) != layers
     if stale or result.get("attention_layers", layers) != layers:
         result["attention_types"] = compress(config.attn_types)
-        result["attention_layers"] = list(config.attn_types)
+        result["attention_layers"] = layers
     if result.get("tie_word_embeddings", True) is not tied:
         result["tie_word_embeddings"] = tied
-    if result.get("architectures") != ["GPTNeoForCausalLM"]:
-        result["architectures"] = ["GPTNeoForCausalLM"]
+    result["architectures"] = ["GPTNeoForCausalLM"]
     if dtype is not None:
         stated = [name for name in ("dtype", "torch_dtype") if name in result] or ["dtype"]
         result.update(dict.fromkeys(stated, dtype))

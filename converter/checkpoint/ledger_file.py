@@ -48,8 +48,8 @@ class LedgerWriter:
         self.directory = directory
         """Where the ledger will be, and where there is room for it."""
         self._arrays: dict[str, np.ndarray] = {}
-        self._aside: dict[str, tuple[int, np.ndarray]] = {}
-        """By name, where in the file an array begins, and an empty one of its dtype and shape."""
+        self._aside: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]] = {}
+        """By name, where in the file an array begins, its dtype and shape."""
         self._file: IO[bytes] | None = None
         self._units: Json = {}
 
@@ -74,10 +74,7 @@ class LedgerWriter:
     def _put_aside(self, name: str, array: np.ndarray) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 - `close`
-        self._aside[name] = (
-            self._file.tell(),
-            np.broadcast_to(np.empty((), array.dtype), array.shape),
-        )
+        self._aside[name] = self._file.tell(), array.dtype, array.shape
         self._file.write(contiguous(array).reshape(-1).view(np.uint8).data)
 
     def _all(self) -> dict[str, np.ndarray]:
@@ -85,8 +82,8 @@ class LedgerWriter:
         arrays = {name: np.require(array, requirements="C") for name, array in self._arrays.items()}
         if self._file is not None:
             self._file.flush()
-            for name, (start, like) in self._aside.items():
-                arrays[name] = np.memmap(self._file, like.dtype, "r", start, like.shape)
+            for name, (start, dtype, shape) in self._aside.items():
+                arrays[name] = np.memmap(self._file, dtype, "r", start, shape)
         return dict(sorted(arrays.items()))
 
     def save(self, *, tied: bool, original_sha256: Mapping[str, str]) -> int:

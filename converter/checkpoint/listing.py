@@ -42,11 +42,11 @@ def listed(directory: Path) -> Listing:
     return Listing(directory, tuple(entries))
 
 
-def walked(directory: Path, depth: int = _DEPTH) -> Iterator[Path]:
+def walked(directory: Path) -> Iterator[Path]:
     """Folders below, as far as a run has them; none hidden, none by a link, not too many."""
     seen = 0
     level = [directory]
-    for _ in range(depth):
+    for _ in range(_DEPTH):
         inner: list[Path] = []
         for folder in level:
             for entry in listed(folder).names:

@@ -107,11 +107,9 @@ def _require_one(reads: list[ReadName], source: Source) -> None:
 
 
 def _same(one: Stored, two: Stored, source: Source) -> bool:
-    if (one.shape, one.code) != (two.shape, two.code):
-        return False
-    if one.file.is_file() and one.nbytes > one.file.stat().st_size:  # expanded: not to be filled in
-        return False
-    return same_bits(source.reader(one).read(one.name), source.reader(two).read(two.name))
+    return (one.shape, one.code) == (two.shape, two.code) and same_bits(
+        source.reader(one).read(one.name), source.reader(two).read(two.name)
+    )
 
 
 def _two_models(one: ReadName, two: ReadName, source: Source) -> UnknownTensor:
@@ -212,23 +210,12 @@ def _without(unknown: list[str], reading: Reading, own: int) -> str:
     """Which tensors are not these, in Python: by what their names begin with, where no weight's does."""
     names = [name.split(".")[own:] for name in unknown]
     known = [read.name.split(".")[own:] for read in reading.names]
-    theirs, ours = _beginnings(names, known), _beginnings(known, names)
-    if len(theirs) > _MANY > len(ours):
-        return f"k.startswith({ours!r})"
-    return f"not k.startswith({theirs!r})"
-
-
-_MANY = 10
-
-
-def _beginnings(names: list[list[str]], others: list[list[str]]) -> tuple[str, ...]:
-    """What some names begin with, and no other does."""
-    taken = {tuple(name[:n]) for name in others for n in range(len(name) + 1)}
+    taken = {tuple(name[:n]) for name in known for n in range(len(name) + 1)}
     begins: dict[str, None] = {}
     for name in names:
-        length = next(n for n in range(1, len(name) + 2) if tuple(name[:n]) not in taken or n > len(name))  # fmt: skip
+        length = next((n for n in range(1, len(name)) if tuple(name[:n]) not in taken), len(name))
         begins[".".join(name[:length])] = None
-    return tuple(begins)
+    return f"not k.startswith({tuple(begins)!r})"
 
 
 def _notes(reading: Reading, entry: Entry, source: Source) -> list[str]:

@@ -141,10 +141,10 @@ class Source:
 def find(
     given: str,
     *,
-    revision: str | None = None,
-    cfg: Path | None = None,
-    allow_pickle: bool = False,
-    cache: Path | None = None,
+    revision: str | None,
+    cfg: Path | None,
+    allow_pickle: bool,
+    cache: Path | None,
 ) -> Source:
     """Resolve what the user typed and open its weight files (headers only).
 

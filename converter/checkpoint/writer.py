@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -29,6 +30,16 @@ from converter.dtypes import chunks
 ALIGNMENT = 8
 _ENOUGH = 2**25
 """Bytes after which the disk is set to work."""
+
+
+@dataclass
+class _Shard:
+    """A file that is being written."""
+
+    file: BinaryIO
+    digest: Any
+    hashed: int
+    """How far into the file its digest has come."""
 
 
 class Writer:
@@ -50,10 +61,7 @@ class Writer:
         self._held = ExitStack()
         self._waiting = 0
         """Bytes that the disk may not have begun to write."""
-        self._running: dict[str, Any] = {}
-        self._hashed: dict[str, int] = {}
-        """How far into each shard its running digest has come."""
-        self._files: dict[str, BinaryIO] = {}
+        self._shards: dict[str, _Shard] = {}
         self._offsets: dict[str, int] = {}
 
     def __enter__(self) -> Writer:
@@ -67,52 +75,48 @@ class Writer:
 
     def _start(self, shard: str, held: ExitStack) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        tensors = self.plan.in_shard(shard)
-        for tensor in tensors:
-            end = offset + tensor.nbytes
+        offset, begins = 0, {}
+        for tensor in self.plan.in_shard(shard):
+            begins[tensor.name] = offset
+            offset += tensor.nbytes
             header[tensor.name] = {
                 "dtype": tensor.code,
                 "shape": list(tensor.shape),
-                "data_offsets": [offset, end],
+                "data_offsets": [begins[tensor.name], offset],
             }
-            offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % ALIGNMENT)
         start = 8 + len(text)
         file = held.enter_context(open(self.directory / shard, "xb"))  # noqa: SIM115
-        self._files[shard] = file
         head = len(text).to_bytes(8, "little") + text
         file.write(head)
         file.flush()
-        self._running[shard], self._hashed[shard] = hashlib.sha256(head), start
+        self._shards[shard] = _Shard(file, hashlib.sha256(head), start)
         if hasattr(os, "posix_fallocate"):  # a full disk shows now, not after an hour
             os.posix_fallocate(file.fileno(), 0, start + offset)
-        for tensor in tensors:
-            begin, _ = header[tensor.name]["data_offsets"]  # type: ignore[index]
-            self._offsets[tensor.name] = start + begin
+        self._offsets |= {name: start + begin for name, begin in begins.items()}
 
     def write(self, tensor: Planned, array: np.ndarray) -> None:
         """Put a tensor where the header says it is. `array` has the planned dtype and shape; it may
         be computed piece by piece (`converter.piecewise`)."""
         if array.shape != tensor.shape or tensor.name in self._started:
             raise AssertionError(f"{tensor.name}: {array.shape}, planned {tensor.shape}, once")
-        file, digest = self._files[tensor.shard], hashlib.sha256()
+        shard, digest = self._shards[tensor.shard], hashlib.sha256()
         offset = self._offsets[tensor.name]
-        following = self._hashed[tensor.shard] == offset  # what the file's digest has come to
+        following = shard.hashed == offset
         if following:
-            self._hashed[tensor.shard] += tensor.nbytes
+            shard.hashed += tensor.nbytes
 
         def done() -> None:
             self.sha256[tensor.name] = digest.hexdigest()
 
         self._started.add(tensor.name)
-        self._writing.do(file.seek, offset)
+        self._writing.do(shard.file.seek, offset)
         for chunk in chunks(array):
             raw = chunk.reshape(-1).view(np.uint8).data
-            self._writing.do(self._put, file, raw)
+            self._writing.do(self._put, shard.file, raw)
             if following:
-                self._whole.do(self._running[tensor.shard].update, raw)
+                self._whole.do(shard.digest.update, raw)
             self._hashing.do(digest.update, raw)
         self._hashing.do(done)
 
@@ -137,10 +141,10 @@ class Writer:
             raise AssertionError(f"planned but never written: {sorted(missing)[:4]}")
         if len(self.plan.shards) > 1:
             self._write_index()
-        for shard, digest in self._running.items():
-            path = self.directory / shard
-            whole = self._hashed[shard] == path.stat().st_size
-            self.files[shard] = digest.hexdigest() if whole else sha256_of(path)
+        for name, shard in self._shards.items():
+            path = self.directory / name
+            whole = shard.hashed == path.stat().st_size
+            self.files[name] = shard.digest.hexdigest() if whole else sha256_of(path)
 
     def _write_index(self) -> None:
         index = {

@@ -1,9 +1,8 @@
-"""Where a plan's tensors go: to files (`writer.Writer`), or into memory."""
+"""Where a plan's tensors go if not to files: into memory."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,28 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 
-class Sink(Protocol):
-    """A context manager that takes each tensor of a plan once, in any order."""
-
-    @property
-    def sha256(self) -> dict[str, str]:
-        """Digest of each tensor's bytes as taken, by name; complete when the context is left."""
-
-    def write(self, tensor: Planned, array: np.ndarray) -> None:
-        """Take a tensor. `array` has the planned dtype and shape; it may be computed piece by piece."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-
 class Memory:
-    """Keeps a plan's tensors as torch tensors on the CPU, each with memory of its own."""
+    """As `Writer`, but that it keeps a plan's tensors, on the CPU, each with memory of its own."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -49,7 +28,7 @@ class Memory:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """See `Sink`. Computed when it is asked for: only undoing compares."""
+        """See `Writer`. Computed when it is asked for: only undoing compares."""
         return {name: sha256(as_numpy(tensor)) for name, tensor in self.tensors.items()}
 
     def __enter__(self) -> Memory:
