@@ -13,10 +13,10 @@ from converter.adapter.settings import Settings, settings_of
 from converter.checkpoint.files import read_json
 from converter.checkpoint.pickles import PickleReader
 from converter.checkpoint.provenance import placeless
-from converter.checkpoint.reader import Reader, SafetensorsReader
+from converter.checkpoint.reader import Reader, SafetensorsReader, recorded
 from converter.checkpoint.source import called
 from converter.choices import place
-from converter.dtypes import NAMES, cast, sha256
+from converter.dtypes import cast, sha256
 from converter.errors import PickleRefused, SourceNotFound
 
 _CONFIG, _WEIGHTS, _PICKLE = (
@@ -47,11 +47,7 @@ class Adapter:
             "given": called(self.given),
             "config": placeless(self.settings.kept),
             "tensors": {
-                name: {
-                    "dtype": NAMES[stored.code],
-                    "shape": list(stored.shape),
-                    "sha256": sha256(self.reader.read(name)),
-                }
+                name: recorded(stored.code, stored.shape, sha256(self.reader.read(name)))
                 for name, stored in sorted(self.reader.tensors.items())
             },
         }

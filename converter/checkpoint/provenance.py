@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import attestation
 from converter.checkpoint.plan import Plan
-from converter.checkpoint.reader import SafetensorsReader
+from converter.checkpoint.reader import SafetensorsReader, recorded
 from converter.checkpoint.record import inventory, sha256_of, write_record
 from converter.checkpoint.source import ATTESTATION
-from converter.dtypes import NAMES, sha256
+from converter.dtypes import sha256
 from converter.environment import versions
 
 if TYPE_CHECKING:
@@ -33,11 +33,7 @@ def digest(sha256: Mapping[str, str]) -> str:
 def source_tensors(source: Checkpoint, sha256: Mapping[str, str]) -> dict[str, Any]:
     """A record of a source's tensors, by their own names. `sha256`: of what is read of each."""
     return {
-        stored.name: {
-            "dtype": NAMES[stored.code],
-            "shape": list(stored.shape),
-            "sha256": sha256[stored.name],
-        }
+        stored.name: recorded(stored.code, stored.shape, sha256[stored.name])
         for stored in source.stored.values()
         if stored.name in sha256
     }
@@ -87,12 +83,12 @@ def describes(checkpoint: Checkpoint) -> bool:
     Only small tensors are read: what changes a model changes most of them.
     """
     output = (checkpoint.source.provenance or {}).get("output")
-    recorded = output.get("tensors") if isinstance(output, dict) else None
-    if not isinstance(recorded, dict):
+    known = output.get("tensors") if isinstance(output, dict) else None
+    if not isinstance(known, dict):
         return True
     same = []
     for key, stored in checkpoint.stored.items():
-        said = recorded.get(stored.name)
+        said = known.get(stored.name)
         if isinstance(said, dict) and "sha256" in said and stored.nbytes <= _SMALL:
             hub = checkpoint.slots[key].to_hub.inverse
             found = hub.apply(checkpoint.tensor(key), checkpoint.config.sizes)
@@ -139,12 +135,7 @@ def write(
         "output": {
             "layout": plan.layout,
             "tensors": {
-                t.name: {
-                    "dtype": NAMES[t.code],
-                    "shape": list(t.shape),
-                    "sha256": output_sha256[t.name],
-                    "from": t.source,
-                }
+                t.name: recorded(t.code, t.shape, output_sha256[t.name]) | {"from": t.source}
                 for t in plan.tensors
             },
         },

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from converter.dtypes import CODES, NAMES, code_named, code_of, nbytes
 from converter.errors import CorruptFile, TensorMismatch, passing
+from converter.strict_json import Json
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,11 @@ class Stored:
     @property
     def nbytes(self) -> int:
         return nbytes(self.shape, self.code)
+
+
+def recorded(code: str, shape: tuple[int, ...], sha256: str) -> Json:
+    """What a record keeps of a tensor."""
+    return {"dtype": NAMES[code], "shape": list(shape), "sha256": sha256}
 
 
 Entry = tuple[str, ...]

@@ -35,11 +35,14 @@ _DOMAINS = {
 }  # fmt: skip
 """onnxruntime's own, which its optimiser names in all that it saves. An operator of any other,
 unless the file defines it, would need a library of code to be loaded."""
-_QUANTISED = re.compile(
-    r"MatMulInteger|ConvInteger|MatMulNBits|MatMulBnb4|QLinear|QGemm|QAttention|QMoE|.*Quant"
-)
+_QUANTISED = re.compile("Quant|Integer|NBits|Bnb4|QLinear|QGemm|QAttention|QMoE")
 _CACHE = re.compile(r"(past_key_values|present)\.\d+\.(key|value)")
 _MAX_DEPTH, _MOST_NODES = 16, 1_000_000
+
+
+def is_quantised(node: onnx.NodeProto) -> bool:
+    """Whether it quantises, or computes with what is."""
+    return bool(_QUANTISED.search(node.op_type))
 
 
 class ForeignGraph(BadInput):
@@ -128,7 +131,7 @@ def read_onnx(path: Path) -> OnnxFile:
         layout=props.get("neoconvert.layout"),
         nodes=len(graph.node),
         domains=frozenset(needed),
-        quantised=sum(bool(_QUANTISED.match(node.op_type)) for node in nodes),
+        quantised=sum(is_quantised(node) for node in nodes),
         elements=sum(map(elements, tensors)),
         widest=max((size for t in tensors if elements(t) for size in t.dims), default=1),
     )

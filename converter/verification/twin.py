@@ -24,6 +24,7 @@ from onnx.inliner import inline_local_functions
 from onnx.numpy_helper import from_array
 
 from converter.checkpoint import NeoConfig
+from converter.onnx.reading import is_quantised
 from converter.verification.evidence import NotComparable
 from converter.verification.spelling import BEND, ROOT, Doubles, attribute_of, spelled
 
@@ -47,7 +48,6 @@ _MOVES = frozenset(
 _LATE = 2**18
 """Elements of a weight that is worth waiting for."""
 _RANDOM = ("Random", "Bernoulli", "Multinomial")
-_QUANTISED = ("Quant", "QLinear", "Integer", "NBits", "Bnb4")
 _ROOT_IN_TEN_DIGITS = 0.7978845608
 """Of gelu_fast, and the same in float32."""
 
@@ -152,7 +152,7 @@ def _after(data: str, weight: TensorProto, doubles: Doubles, output: str) -> Ite
 def _refuse(node: NodeProto, half: Collection[str]) -> None:
     if node.op_type.startswith(_RANDOM):
         raise NotComparable(f"it draws random numbers ({node.op_type} {node.name})")
-    if any(word in node.op_type for word in _QUANTISED):
+    if is_quantised(node):
         raise NotComparable(f"its weights are quantised ({node.op_type} {node.name})")
     if node.op_type not in _MOVES and (used := [name for name in node.input if name in half]):
         raise NotComparable(
