@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,19 @@ def test_what_tl_has_no_name_for_is_kept_and_what_changed_is_not() -> None:
     }  # fmt: skip
     old = base | {"torch_dtype": "float32"}
     assert to_hf(from_hf(base), old, tied=True, dtype="float16")["torch_dtype"] == "float16"
+
+
+def test_an_mlp_of_another_width() -> None:
+    config = from_hf(Recipe().config)
+    wider = replace(config, d_mlp=config.d_mlp + 1)
+    assert from_hf(to_hf(wider, Recipe().config, tied=True, dtype=None)) == wider
+
+
+def test_a_kept_config_that_is_no_gpt_neo_is_not_built_upon() -> None:
+    config = from_hf(Recipe().config)
+    plain = to_hf(config, None, tied=True, dtype="float32")
+    for kept in ({"model_type": "gpt2"}, Recipe().config | {"num_layers": 0}):
+        assert to_hf(config, kept, tied=True, dtype="float32") == plain
 
 
 def test_dtypes_that_transformers_does_not_load_in(tmp_path: Path) -> None:

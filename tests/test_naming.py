@@ -191,6 +191,13 @@ def test_a_file_of_the_hubs_cache(hf: Path, tmp_path: Path) -> None:
     open_checkpoint(_told(blob)[2].rpartition(": ")[2])
 
 
+def test_a_models_place_in_the_cache_without_its_files(tmp_path: Path) -> None:
+    (tmp_path / "models--me--neo/refs").mkdir(parents=True)
+    told = _told(tmp_path / "models--me--neo")
+    assert "none of its files" in told[0]
+    assert "hf download me/neo" in told[2]
+
+
 def test_a_file_beside_the_weights(hf: Path) -> None:
     open_checkpoint(_told(hf / "config.json")[2].rpartition(": ")[2])
 

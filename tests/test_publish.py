@@ -461,6 +461,42 @@ def test_files_are_replaced_only_if_sealed(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["model.onnx"]
 
 
+@pytest.mark.parametrize("exchanged", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_file_whose_directory_cannot_be_synced(
+    exchanged: bool, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was put over an old one in one call cannot be taken back: it is published, and that is said."""
+    path = tmp_path / "model.onnx"
+    if there:
+        path.write_bytes(sealed(b"old " + UNSEALED.encode()))
+    if not exchanged:
+        monkeypatch.setattr(renaming, "_renameat2", lambda a, b, flag: False)  # noqa: ARG005
+    real = renaming.sync
+
+    def failing(place: Path) -> None:
+        if place == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+        real(place)
+
+    monkeypatch.setattr(publish, "sync", failing)
+
+    def add() -> list[str]:
+        with adding(path, mark=b"", overwrite=True) as stage:
+            stage.path.write_bytes(b"new")
+        return stage.warnings
+
+    if there and not exchanged:
+        (warning,) = add()
+        assert "could not be synced (Input/output error)" in warning
+        assert path.read_bytes() == b"new"
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            add()
+        assert path.read_bytes().startswith(b"old ") if there else not path.exists()
+    assert _names(tmp_path) == ["model.onnx"] * there
+
+
 def test_an_edit_of_one_bit_is_seen(tmp_path: Path) -> None:
     """In a weight file, too, of which the record has the header's digest and the tensors'."""
     out = tmp_path / "out"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from converter.checkpoint.locking import alone_in
 from converter.checkpoint.record import Survey, survey
 from converter.checkpoint.renaming import exchange, rename_new, sync, sync_tree
 from converter.checkpoint.replaceable import fixed, require_free, require_replaceable
-from converter.checkpoint.signature import Identity, Signature, identity, signature
+from converter.checkpoint.signature import identity, signature
 from converter.checkpoint.workspace import Workspace, clean, is_workspace, weights_first
 from converter.errors import NoSpace, OutputExists, full
 from converter.interrupts import held
@@ -153,28 +153,65 @@ def _meanwhile(output: Path | str) -> OutputExists:
 
 def _rename(place: Workspace, target: Path, before: Survey | None, output: Path) -> None:
     """Give the finished directory its name; an old one goes in the same instant."""
-    made = identity(place.new)
-    if before is None or before.empty:
-        if before and identity(target) == before.where:
-            with suppress(OSError):  # it is not empty any more
-                target.rmdir()
-        try:
-            rename_new(place.new, target)
-        except FileExistsError as error:
-            raise _meanwhile(output) from error
-    elif _exchanged(place.new, target, output):
-        if not _same(survey(place.new, deep=False), before):
-            exchange(place.new, target)
+
+    def is_former(path: Path) -> bool:
+        return before is not None and _same(survey(path, deep=False), before)
+
+    if before and before.empty and identity(target) == before.where:
+        with suppress(OSError):  # it is not empty any more
+            target.rmdir()
+    replaces = before is not None and not before.empty
+    _name(place.new, target, output, is_former if replaces else None, aside=place.old)
+
+
+def _name(
+    new: Path,
+    target: Path,
+    output: Path,
+    is_former: Callable[[Path], bool] | None,
+    *,
+    aside: Path | None = None,
+) -> list[str]:
+    """Give what is finished its name. Returns what a person should know.
+
+    Args:
+        is_former: whether what is at a path is what may go; None: nothing may be there.
+        aside: where a directory waits, which cannot be replaced in one call where names cannot be
+            exchanged.
+    """
+    made, gone = identity(new), False
+    if is_former is None:
+        _rename_new(new, target, output)
+    elif _exchanged(new, target, output):
+        if not is_former(new):
+            exchange(new, target)
             raise _meanwhile(output)
-    else:  # no atomic exchange here: the old directory is out of the way for one instant
-        if not _same(survey(target, deep=False), before):
-            raise _meanwhile(output)
-        os.rename(target, place.old)
-        try:
-            rename_new(place.new, target)
-        except FileExistsError as error:
-            raise _meanwhile(output) from error
-    _sync_or_undo(place, target, made)
+    elif not is_former(target):
+        raise _meanwhile(output)
+    elif aside is not None:  # the old one is out of the way for one instant
+        os.rename(target, aside)
+        _rename_new(new, target, output)
+    else:
+        os.replace(new, target)
+        gone = True
+    try:
+        sync(target.parent)  # the disk knows the new name before anything old is removed
+    except OSError as error:
+        if gone:
+            return [f"the directory of {target} could not be synced ({error.strerror})"]
+        if new.exists():
+            exchange(new, target)
+        elif identity(target) == made:
+            os.rename(target, new)  # `close` puts an old one back
+        raise
+    return []
+
+
+def _rename_new(new: Path, target: Path, output: Path) -> None:
+    try:
+        rename_new(new, target)
+    except FileExistsError as error:
+        raise _meanwhile(output) from error
 
 
 def _exchanged(new: Path, target: Path, output: Path) -> bool:
@@ -186,18 +223,6 @@ def _exchanged(new: Path, target: Path, output: Path) -> bool:
 
 def _same(now: Survey, before: Survey) -> bool:
     return (now.where, now.ours, now.foreign) == (before.where, before.ours, before.foreign)
-
-
-def _sync_or_undo(place: Workspace, target: Path, made: Identity | None) -> None:
-    """Have the disk know the new name before anything old is removed."""
-    try:
-        sync(target.parent)
-    except OSError:
-        if place.new.exists():
-            exchange(place.new, target)
-        elif identity(target) == made:
-            os.rename(target, place.new)  # `close` puts an old one back
-        raise
 
 
 def _fill(place: Workspace, target: Path, output: Path) -> None:
@@ -237,6 +262,10 @@ def adding(path: Path, *, mark: bytes, overwrite: bool, needs: int = 0) -> Itera
     with _naming(path):
         warnings = [f"a killed run left {kept}" for kept in clean(path.parent)]
         before = require_free(path, mark=mark, overwrite=overwrite)
+
+        def is_former(there: Path) -> bool:
+            return signature(there) == before
+
         _require_space(path.parent, needs)
         place = Workspace(path.parent, path.name, identity(path))
         stage = Stage(place.file, warnings)
@@ -245,38 +274,10 @@ def adding(path: Path, *, mark: bytes, overwrite: bool, needs: int = 0) -> Itera
             sync(place.file)
             place.say(file=identity(place.file))
             with held():
-                stage.warnings += _replace_file(place.file, path, before)
+                stage.warnings += _name(place.file, path, path, is_former if before else None)
                 PUBLISHED.append(path)
                 stage.warnings += _close(place)
         except BaseException:
             if place.folder.exists():
                 place.close()
             raise
-
-
-def _replace_file(new: Path, path: Path, before: Signature | None) -> list[str]:
-    """Give the finished file its name. Returns what a person should know."""
-    if before is None:
-        try:
-            rename_new(new, path)
-        except FileExistsError as error:
-            raise _meanwhile(path) from error
-    elif _exchanged(new, path, path):
-        if signature(new) != before:
-            exchange(new, path)
-            raise _meanwhile(path)
-    elif signature(path) != before:
-        raise _meanwhile(path)
-    else:
-        os.replace(new, path)
-    try:
-        sync(path.parent)
-    except OSError as error:
-        if before is None:
-            os.rename(path, new)
-        elif new.exists():
-            exchange(new, path)
-        else:
-            return [f"the directory of {path} could not be synced ({error.strerror})"]
-        raise
-    return []
