@@ -113,10 +113,9 @@ def _require_optional(config: Mapping[str, Any], where: str) -> None:
             open the config; or the weights are quantised.
     """
     for name, types in _OPTIONAL.items():
-        value = config.get(name) if name in config else False
-        right = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+        value = config.get(name)
         ids = value if isinstance(value, list) else []
-        right = right and all(isinstance(one, int) and not isinstance(one, bool) for one in ids)
+        right = type(value) in types and all(type(one) is int for one in ids)
         if name in config and not right:
             raise fail(
                 f"{name} is {str(value)[:40]!r}: transformers does not open such a config.",

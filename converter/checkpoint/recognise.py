@@ -68,15 +68,16 @@ def recognise(source: Source) -> Recognised:
     _refuse_second_layout(readings, source)
     for reads in reading.reads.values():
         _require_one(reads, source)
+    first = {weight: reads[0].name for weight, reads in reading.reads.items()}
     entry = _clipped(shared(source.entries.get(name, ()) for name in known), reading.root)
     return Recognised(
         layout=reading.layout,
-        found={w: tensors[reads[0].name] for w, reads in reading.reads.items() if reads[0].name in tensors},
-        other={w: odd[reads[0].name] for w, reads in reading.reads.items() if reads[0].name in odd},
+        found={weight: tensors[name] for weight, name in first.items() if name in tensors},
+        other={weight: odd[name] for weight, name in first.items() if name in odd},
         entry=entry,
         dropped=_beside(reading, entry, source),
         notes=_notes(reading, entry, source),
-    )  # fmt: skip
+    )
 
 
 def _nothing(names: list[str], source: Source) -> MissingTensor:

@@ -183,15 +183,15 @@ def find(
         if (more := len(list((path / TEMPLATES).glob("*.jinja"))) - _MOST_TEMPLATES) > 0:
             files.notes.append(f"{more} of the tokenizer's chat templates are left out: too many")
     readers = files.open(allow_pickle=allow_pickle)
-    config_path = cfg
-    tl_config = read_json(cfg) if cfg else None
-    hf_config: Json | None = None
-    if cfg and tl_config and tl_config.get("model_type"):
-        hf_config, tl_config = tl_config, None
+    hf_config: Json | None
+    tl_config: Json | None
     if cfg is None:
         hf_config = optional_json(directory / "config.json")
         tl_config = optional_json(directory / "cfg.json")
         config_path = directory / ("cfg.json" if tl_config is not None else "config.json")
+    else:
+        config_path, stated = cfg, read_json(cfg)
+        hf_config, tl_config = (stated, None) if stated.get("model_type") else (None, stated)
     return Source(
         given=given,
         path=path,
