@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 
+from converter.checkpoint.recipes import quoted
 from converter.checkpoint.source import Source
 from converter.checkpoint.standard import NAMED, weights_name
 from converter.errors import ConfigError, UnknownTensor
@@ -40,7 +41,7 @@ def refuse_other_weights(source: Source) -> None:
             do=f"If {read} is meant, remove {NAMED} from the config{its}",
         )
     if (source.path / _ADAPTER).is_file():
-        place = shlex.quote(str(source.path))
+        place = quoted(source.path)
         raise UnknownTensor(
             "An adapter (PEFT) lies beside the weights: transformers adds it to them, but only where"
             " peft is installed.",

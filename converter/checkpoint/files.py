@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -11,6 +10,7 @@ from converter import strict_json
 from converter.checkpoint.foreign_files import not_weights, pointer, refuse_foreign_file
 from converter.checkpoint.foreign_folders import ANY_INDEX, nothing_here
 from converter.checkpoint.reader import Reader, SafetensorsReader
+from converter.checkpoint.recipes import quoted
 from converter.checkpoint.standard import (
     INDEX,
     PICKLE_WEIGHTS,
@@ -134,9 +134,9 @@ def _refuse_part(path: Path) -> None:
     raise MissingShard(
         f"The file is one of {int(found[2])} shards, each with a part of the weights.",
         where=str(path),
-        do=f"Give the index of the shards: {shlex.quote(str(index))}"
+        do=f"Give the index of the shards: {quoted(index)}"
         if index.is_file() and not whole
-        else f"Give the directory, with all of them: {shlex.quote(str(path.parent))}",
+        else f"Give the directory, with all of them: {quoted(path.parent)}",
     )
 
 

@@ -7,13 +7,13 @@ where there is one.
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 import zipfile
 from pathlib import Path
 
 from converter.checkpoint.foreign_folders import put_together
 from converter.checkpoint.foreign_formats import UNPACK, by_beginning, by_name
+from converter.checkpoint.recipes import quoted
 from converter.checkpoint.standard import PICKLES, holds_weights
 from converter.errors import BadInput, CorruptFile, SourceNotFound, UnsafeReference
 
@@ -45,7 +45,7 @@ def refuse_foreign_file(path: Path) -> None:
     if head[8:].startswith(_REFERENCE):
         found = (
             "This is a reference file, which holds no weights.",
-            f"verify takes it in ORIGINAL's place: neoconvert verify {shlex.quote(str(path))} ARTIFACT",
+            f"verify takes it in ORIGINAL's place: neoconvert verify {quoted(path)} ARTIFACT",
         )
     elif found is None and head[8:9] == b"{" and path.suffix != ".safetensors":
         found = "The file is one of safetensors, whatever its name says.", _named(path, ".safetensors")  # fmt: skip
@@ -96,7 +96,9 @@ def _named(path: Path, suffix: str) -> str:
         if here := next(
             (link for link in links if os.path.realpath(link) == os.path.realpath(path)), None
         ):
-            return f"Give the snapshot in the hub's cache that it is a file of: {shlex.quote(str(here.parent))}"
+            return (
+                f"Give the snapshot in the hub's cache that it is a file of: {quoted(here.parent)}"
+            )
     return f"Rename it to {path.stem}{suffix}."
 
 
@@ -141,7 +143,7 @@ def refuse_to_copy(files: list[Path], directory: Path) -> None:
             )
         if _leads_away(path, directory):
             link = path if path.is_symlink() else path.parent
-            own, there = shlex.quote(str(link)), shlex.quote(str(link.resolve()))
+            own, there = quoted(link), quoted(link.resolve())
             raise UnsafeReference(
                 f"{link.name} is a link to a file elsewhere, which would be copied into OUTPUT."
                 if link == path
@@ -182,5 +184,5 @@ def not_weights(path: Path) -> BadInput:
         what = "The file is a pickle of Python's own, which is not read."
         do = "Where it was made, save with torch: torch.save(model.state_dict(), 'model.pt')."
     elif holds_weights(path.parent):
-        do = f"Name the directory that it is in: {shlex.quote(str(path.parent))}"
+        do = f"Name the directory that it is in: {quoted(path.parent)}"
     return CorruptFile(what, where=str(path), do=do)

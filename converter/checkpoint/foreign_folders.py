@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from converter import strict_json
-from converter.checkpoint import recipes
 from converter.checkpoint.foreign_formats import Advice, by_name
-from converter.checkpoint.listing import Listing, listed, natural, walked
+from converter.checkpoint.listing import Listing, few, listed, natural, walked
+from converter.checkpoint.recipes import interpreter, keeping, options_for, quoted
 from converter.checkpoint.standard import INDEX, PICKLES, WEIGHTS, holds_weights
 from converter.errors import BadInput, SourceNotFound
 
@@ -37,7 +37,7 @@ def nothing_here(directory: Path) -> BadInput:
         (what, do), where = named
         return SourceNotFound(what, where=str(where), do=do)
     names = listing.names
-    some = f"it holds {', '.join(names[:4])}{' …' * (len(names) > 4)}" if names else "it is empty"
+    some = f"it holds {few(names, 4)}" if names else "it is empty"
     return SourceNotFound(
         "The directory holds no model.safetensors (or its index) and no pytorch_model.bin.",
         where=f"{directory}: {some}",
@@ -126,7 +126,7 @@ def put_together(folder: Path) -> str:
     """What to do with the folder that holds a distributed checkpoint's files."""
     return (
         "Put it together, then convert model.pt with --allow-pickle and --cfg config.json:"
-        f" {recipes.interpreter()} -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(folder))} model.pt"
+        f" {interpreter()} -m torch.distributed.checkpoint.format_utils dcp_to_torch {quoted(folder)} model.pt"
     )
 
 
@@ -134,7 +134,6 @@ def _hub_cache(here: Listing) -> Advice | None:
     models = here.below("models--*") or here.below("hub/models--*")
     if models:
         ids = [path.name.removeprefix("models--").replace("--", "/") for path in models]
-        some = f"{', '.join(ids[:5])}{' …' * (len(ids) > 5)}"
         given = (
             f"Give the hub id: {shlex.quote(ids[0])}"
             if len(ids) == 1
@@ -142,13 +141,13 @@ def _hub_cache(here: Listing) -> Advice | None:
         )
         best = _snapshot(models[0])
         return (
-            f"The directory is the hub's cache, with models in it: {some}.",
-            f"{given}, or its snapshot's directory{f': {shlex.quote(str(best))}' if best else ''}",
+            f"The directory is the hub's cache, with models in it: {few(ids, 5)}.",
+            f"{given}, or its snapshot's directory{f': {quoted(best)}' if best else ''}",
         )
     if best := _snapshot(here.directory):
         return (
             "The directory is a model's place in the hub's cache; its files are below snapshots/.",
-            f"Name the snapshot: {shlex.quote(str(best))}",
+            f"Name the snapshot: {quoted(best)}",
         )
     if here.directory.name.startswith("models--") or {"blobs/", "refs/"} <= set(here.names):
         return (
@@ -187,15 +186,15 @@ def _odd_name(here: Listing) -> Advice | None:
     found = [n for n in found if not by_name(here.directory / n)]
     if not found:
         return None
-    some = f"{', '.join(found[:3])}{' …' * (len(found) > 3)}"
+    some = few(found, 3)
     parts = [
         n for n in found if re.search(r"\d+-of-\d+|_\d{4}_\d|mp_rank_\d\d|consolidated\.\d", n)
     ]
     if len(parts) > 1:
-        command, name = recipes.keeping([here.directory / part for part in parts])
+        command, name = keeping([here.directory / part for part in parts])
         return (
             f"The directory's weights are in parts, without an index: {some}.",
-            f"Put them together, then convert {name} with {recipes.options_for(name)}: {command}",
+            f"Put them together, then convert {name} with {options_for(name)}: {command}",
         )
     flag = "" if found[0].endswith(".safetensors") else " --allow-pickle"
     variant = re.match(r"(model|pytorch_model)\.[\w-]+\.\w+$", found[0])
@@ -270,7 +269,7 @@ def _weights_below(directory: Path, holding: list[Path]) -> Advice:
     last = holding[-1]
     safe = any((last / f"{WEIGHTS}{suffix}").is_file() for suffix in ("", INDEX))
     flag = "" if safe else " --allow-pickle"
-    place = f"{shlex.quote(str(last))}{flag}"
+    place = f"{quoted(last)}{flag}"
     if any(re.fullmatch(r"checkpoint-\d+", path.name) for path in holding):
         return (
             f"The directory is a training run's; its checkpoints are below{some}.",

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from converter.checkpoint.recipes import python_command
+from converter.checkpoint.recipes import python_command, quoted
 
 Advice = tuple[str, str]
 """What it is, and what to do."""
@@ -54,7 +54,7 @@ def by_name(path: Path) -> Advice | None:
         return (
             "The weights are a TensorFlow checkpoint (Mesh TensorFlow, as GPT-Neo was trained in).",
             "With transformers 4.40 and TensorFlow installed: python -m transformers.models.gpt_neo."
-            f"convert_gpt_neo_mesh_tf_to_pytorch --tf_checkpoint_path {shlex.quote(str(directory / stem))}"
+            f"convert_gpt_neo_mesh_tf_to_pytorch --tf_checkpoint_path {quoted(directory / stem)}"
             " --config_file CONFIG --pytorch_dump_path OUT, with the config.json that it was trained"
             " with; then convert OUT.",
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from converter.checkpoint.recipes import quoted
 from converter.checkpoint.standard import PICKLES
 from converter.choices import meant
 
@@ -31,7 +31,7 @@ class Listing:
 
     def command(self, name: str = "") -> str:
         """The directory, or what is in it, as a shell takes it."""
-        return shlex.quote(str(self.directory / name))
+        return quoted(self.directory / name)
 
 
 def listed(directory: Path) -> Listing:
@@ -40,6 +40,11 @@ def listed(directory: Path) -> Listing:
     except (OSError, ValueError):  # a name that holds a zero byte
         entries = []
     return Listing(directory, tuple(entries))
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """The first names, and a sign where there are more."""
+    return ", ".join(names[:most]) + " …" * (len(names) > most)
 
 
 def walked(directory: Path) -> Iterator[Path]:
@@ -75,6 +80,6 @@ def meant_beside(given: str) -> str:
     models = [name.rstrip("/") for name in models[:_FOLDERS]]
 
     def written(name: str) -> str:
-        return shlex.quote(str(path.with_name(name)))
+        return quoted(path.with_name(name))
 
     return meant(path.name, models, written=written, alike=0.75)

@@ -38,6 +38,11 @@ def python_command(code: str) -> str:
     return f"{interpreter()} -c {shlex.quote(code)}"
 
 
+def quoted(path: Path) -> str:
+    """As a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def interpreter() -> str:
     """As a shell takes it."""
     return shlex.quote(sys.executable or "python")
@@ -45,5 +50,5 @@ def interpreter() -> str:
 
 def options_for(name: str, config: Path | None = None) -> str:
     """The options that such a file is read with."""
-    cfg = f"--cfg {shlex.quote(str(config)) if config else 'config.json'}"
+    cfg = f"--cfg {quoted(config) if config else 'config.json'}"
     return cfg if name == ONE else f"--allow-pickle {cfg}"
