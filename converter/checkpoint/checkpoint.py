@@ -218,8 +218,7 @@ class Checkpoint:
         """
         stored = self.stored.get(key)
         if stored is not None:
-            raw = self.source.reader(stored).read(stored.name)
-            raw = self.slots[key].to_hub.apply(raw, self.config.sizes)
+            raw = self.slots[key].to_hub.apply(self.source.read(stored), self.config.sizes)
         elif key == HEAD:
             raw = self.tensor(EMBEDDING).T
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.fitting import mismatch
@@ -43,13 +41,9 @@ def take_biases(
     taken: dict[str, str] = {}
     for name, key in GPT_NEO.no_biases(layout, config.n_layers).items():
         if name in found and found[name].shape == slots[key].shape:
-            zero = not _read(found.pop(name), source).any()
+            zero = not source.read(found.pop(name)).any()
             taken[name] = ZERO_BIAS if zero else IGNORED_BIAS
     return taken
-
-
-def _read(stored: Stored, source: Source) -> np.ndarray:
-    return source.reader(stored).read(stored.name)
 
 
 def share_tied(layout: Layout, stored: dict[str, Stored], source: Source, notes: list[str]) -> None:
@@ -105,7 +99,7 @@ def require_neutral_norms(found: Checkpoint) -> None:
         norm, _, part = key.rpartition(".")
         if norm.split(".")[-1] not in GPT_NEO.norms:
             continue
-        if (_read(tensor, source) != (1.0 if part == "w" else 0.0)).any():
+        if (source.read(tensor) != (1.0 if part == "w" else 0.0)).any():
             raise TensorMismatch(
                 f"normalization_type is LNPre, which has no LayerNorm weights, and {tensor.name} is"
                 f" not {'one' if part == 'w' else 'zero'}: HookedTransformer ignores it.",

@@ -108,9 +108,8 @@ def _require_one(reads: list[ReadName], source: Source) -> None:
 
 
 def _same(one: Stored, two: Stored, source: Source) -> bool:
-    return (one.shape, one.code) == (two.shape, two.code) and same_bits(
-        source.reader(one).read(one.name), source.reader(two).read(two.name)
-    )
+    alike = (one.shape, one.code) == (two.shape, two.code)
+    return alike and same_bits(source.read(one), source.read(two))
 
 
 def _two_models(one: ReadName, two: ReadName, source: Source) -> UnknownTensor:

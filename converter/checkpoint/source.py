@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from converter.checkpoint import hub
 from converter.checkpoint.files import optional_json, read_json, weight_files
 from converter.checkpoint.foreign_files import refuse_pointers
@@ -119,6 +121,10 @@ class Source:
     def reader(self, stored: Stored) -> Reader:
         """That of the file that holds a tensor."""
         return next(reader for reader in self.readers if stored.name in reader.tensors)
+
+    def read(self, stored: Stored) -> np.ndarray:
+        """A whole tensor, as it is stored."""
+        return self.reader(stored).read(stored.name)
 
     def require_unchanged(self) -> None:
         """
