@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
+from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.ledger_file import LedgerFile
 from converter.dtypes import same_bits
-from converter.layout import Slot
+from converter.layout import EMBEDDING, HEAD, Slot
 from converter.piecewise import stored_as
 from converter.processing import Carry, Step, absorb, apply_all, unrepresentable
 from converter.processing.attn_scale import SCALED, unscaled

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint import Checkpoint
 from converter.checkpoint.ledger_file import LedgerFile, open_ledger
 from converter.checkpoint.provenance import describes
 from converter.checkpoint.source import LEDGER
 from converter.choices import Reverse
 from converter.dtypes import same_bits, sha256
 from converter.errors import CannotUndo, UsageError
-from converter.layout import GPT_NEO, LAYOUTS, Layout, Slot
+from converter.layout import EMBEDDING, GPT_NEO, HEAD, LAYOUTS, Layout, Slot
 from converter.piecewise import stored_as
 from converter.processing import Carry, Rounding, State, Step, detect, in_order
 from converter.processing.step import in_float64, is_vector

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from converter.background import Background
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint import Checkpoint
 from converter.checkpoint.ledger_file import LedgerWriter
 from converter.checkpoint.memory import Memory
 from converter.checkpoint.plan import Plan, Planned
@@ -15,7 +15,7 @@ from converter.checkpoint.writer import Writer
 from converter.choices import LedgerKind
 from converter.dtypes import CODES, NAMES, cast, chunks, sha256
 from converter.errors import CannotUndo, NotRepresentable
-from converter.layout import Slot
+from converter.layout import EMBEDDING, HEAD, Slot
 from converter.parallel import give_back
 from converter.piecewise import Index, Piecewise, cut
 from converter.processing.ledger import encode_unit

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from converter.checkpoint import HEAD, Checkpoint, NeoConfig
+from converter.checkpoint import Checkpoint, NeoConfig
 from converter.checkpoint.hf_config import from_hf, to_hf
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES, cast, code_named
-from converter.layout import LAYOUTS, Layout, expand
+from converter.layout import HEAD, LAYOUTS, Layout, expand
 
 TINY: dict[str, Any] = {
     "model_type": "gpt_neo",

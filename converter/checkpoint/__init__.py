@@ -4,6 +4,5 @@ from converter.checkpoint.checkpoint import Checkpoint
 from converter.checkpoint.config import NeoConfig
 from converter.checkpoint.live import open_model
 from converter.checkpoint.opening import open_checkpoint
-from converter.layout import EMBEDDING, HEAD
 
-__all__ = ["EMBEDDING", "HEAD", "Checkpoint", "NeoConfig", "open_checkpoint", "open_model"]
+__all__ = ["Checkpoint", "NeoConfig", "open_checkpoint", "open_model"]

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from converter.checkpoint.foreign_folders import put_together
-from converter.checkpoint.foreign_formats import UNPACK, by_beginning, by_name
+from converter.checkpoint.foreign_formats import UNPACK, Advice, by_beginning, by_name
 from converter.checkpoint.recipes import quoted
 from converter.checkpoint.standard import PICKLES, holds_weights
 from converter.errors import BadInput, CorruptFile, SourceNotFound, UnsafeReference
@@ -58,7 +58,7 @@ def _head(path: Path) -> bytes:
         return file.read(_HEAD)
 
 
-def _text(head: bytes) -> tuple[str, str] | None:
+def _text(head: bytes) -> Advice | None:
     """What a server says in place of a file is saved under the file's name."""
     if not head:
         return "The file is empty.", "Download or save it again."
@@ -69,7 +69,7 @@ def _text(head: bytes) -> tuple[str, str] | None:
     return f"The file is text, not weights: {begins!r}.", "Download or save it again."
 
 
-def _zip(path: Path) -> tuple[str, str] | None:
+def _zip(path: Path) -> Advice | None:
     """torch's files are zip archives, and so are NumPy's."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -85,7 +85,7 @@ def _zip(path: Path) -> tuple[str, str] | None:
     return "The file is a zip archive.", UNPACK
 
 
-def _saved_by_torch(path: Path) -> tuple[str, str]:
+def _saved_by_torch(path: Path) -> Advice:
     return "The file is one of torch.save, whatever its name says.", _named(path, ".bin")
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint import Checkpoint
 from converter.explaining.explanation import Cast, TensorFact
 from converter.explaining.place import Place, locate
 from converter.explaining.ways import Found, Mark
-from converter.layout import GPT_NEO, Slot
+from converter.layout import EMBEDDING, GPT_NEO, HEAD, Slot
 from converter.processing import STEPS
 
 ORDER = tuple(step.name for step in STEPS)

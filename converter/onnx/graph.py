@@ -11,8 +11,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from converter import __version__
-from converter.checkpoint import EMBEDDING, HEAD, NeoConfig
+from converter.checkpoint import NeoConfig
 from converter.errors import NotRepresentable
+from converter.layout import EMBEDDING, HEAD
 from converter.onnx.attention import Geometry, attend, geometry
 from converter.onnx.builder import Builder
 from converter.onnx.dialect import (

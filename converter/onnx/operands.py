@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from converter.checkpoint import EMBEDDING, HEAD
+from converter.layout import EMBEDDING, HEAD
 from converter.onnx.builder import Builder
 from converter.onnx.weights import Form, GraphWeights
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from converter.checkpoint import HEAD, Checkpoint
-from converter.layout import LAYOUTS
+from converter.checkpoint import Checkpoint
+from converter.layout import HEAD, LAYOUTS
 from converter.onnx.dialect import DIALECT
 from converter.onnx.graph import PRODUCER, build
 from converter.onnx.opening import GraphReader, reader_of

@@ -20,11 +20,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converter.checkpoint import Checkpoint
 from converter.checkpoint.reader import SafetensorsReader
 from converter.dtypes import chunks, nbytes
 from converter.errors import UsageError
-from converter.layout import LAYOUTS, Slot, expand
+from converter.layout import EMBEDDING, HEAD, LAYOUTS, Slot, expand
 
 Mode = Literal["shared", "external", "inline"]
 Form = Literal["out_in", "in_out", "heads"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from converter.checkpoint import HEAD, Checkpoint, NeoConfig
+from converter.checkpoint import Checkpoint, NeoConfig
 from converter.dtypes import sha256
-from converter.layout import GPT_NEO, Layout
+from converter.layout import GPT_NEO, HEAD, Layout
 from converter.piecewise import Piecewise, stored_as
 from converter.processing import DEFAULT, STEPS
 from converter.progress import Progress

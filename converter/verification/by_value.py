@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converter.checkpoint import HEAD, Checkpoint
-from converter.layout import Slot
+from converter.checkpoint import Checkpoint
+from converter.layout import HEAD, Slot
 from converter.layout.ops import Sizes
 from converter.onnx.opening import reader_of
 from converter.progress import Progress, silent

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from converter.checkpoint import HEAD, Checkpoint
+from converter.checkpoint import Checkpoint
 from converter.checkpoint.config import SIZES
 from converter.checkpoint.hf_config import from_hf
 from converter.checkpoint.standard import STANDARD, weights_name
 from converter.dtypes import CODES, NAMES, cast
 from converter.errors import NotRepresentable, TensorMismatch
-from converter.layout import GPT_NEO
+from converter.layout import GPT_NEO, HEAD
 from converter.progress import Progress, silent
 from converter.route import Route
 

@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
-from converter.checkpoint import HEAD, Checkpoint
-from converter.layout import expand
+from converter.checkpoint import Checkpoint
+from converter.layout import HEAD, expand
 from tests.models import random_hf
 
 NAMES = [

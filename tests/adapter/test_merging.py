@@ -20,10 +20,11 @@ from transformers import GPTNeoForCausalLM
 from converter.adapter import matching, with_adapter
 from converter.adapter.changes import LowRank, Shift
 from converter.adapter.settings import Settings
-from converter.checkpoint import EMBEDDING, HEAD, open_checkpoint
+from converter.checkpoint import open_checkpoint
 from converter.convert import hf_to_tl
 from converter.dtypes import bits, cast
 from converter.errors import TensorMismatch, VerificationFailed
+from converter.layout import EMBEDDING, HEAD
 from tests.adapter.making import NAMES, Recipe, by_peft, in_hf, logits, model_of, weights_of, write
 from tests.models import random_hf
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
+from converter.checkpoint import Checkpoint, NeoConfig
+from converter.layout import EMBEDDING, HEAD
 from tests.verification.graph import Graph
 
 Artifact = Literal["hf", "hooked", "bridge", "baked", "processed", "onnx"]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint import EMBEDDING, HEAD, NeoConfig
+from converter.checkpoint import NeoConfig
+from converter.layout import EMBEDDING, HEAD
 from tests.verification.fault import (
     ALL,
     FOLDED,

@@ -17,8 +17,9 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 
-from converter.checkpoint import EMBEDDING, HEAD, Checkpoint, NeoConfig
+from converter.checkpoint import Checkpoint, NeoConfig
 from converter.choices import Effort
+from converter.layout import EMBEDDING, HEAD
 from converter.verification import verify
 from converter.verification.program import MAX_TIMES
 from tests.verification import software
