@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from converter.errors import NotRepresentable
 from converter.verification.exact import Exact
-from converter.verification.measuring import CACHE, Errors
+from converter.verification.measuring import CACHE
 from converter.verification.probes import Probe, wholes
 
 if TYPE_CHECKING:
@@ -184,8 +184,3 @@ class Sampled:
                 facts[:, 1], tensor(following[rows]), facts[:, 2],
                 tensor(columns[at]), tensor(weights[at]),
             )  # fmt: skip
-
-    def itself(self, index: int) -> Errors:
-        """See `Truth`."""
-        count = int((self.places[index] >= 0).sum()) * self.tables[index].logp.shape[1]
-        return Errors(0.0, 0.0, 0.0, 0.0, 1.0, 0.0, count)

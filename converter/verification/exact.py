@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from converter.verification.logits import Tensors
-    from converter.verification.measuring import Errors
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,3 @@ class Truth(Protocol):
 
     def part(self, few: Mapping[int, Probe]) -> Truth:
         """Of some probes, as far as they go."""
-
-    def itself(self, index: int) -> Errors:
-        """Of a run that is the reference's own: which log-probabilities are finite."""

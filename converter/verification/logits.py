@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from converter.verification.measuring import Errors, Logits
+    from converter.verification.measuring import Logits
 
 _CHUNK_BYTES = 64 * 2**20
 _KEPT_BYTES = 2**28
@@ -86,12 +86,6 @@ class Forward:
     @property
     def source(self) -> Tensors:
         return self.weights.source
-
-    def itself(self, index: int) -> Errors:
-        """See `Truth`."""
-        from converter.verification.measuring import measure
-
-        return measure(self, index, [partial(self.at, index)])[0]
 
     def keeping(self) -> Forward:
         """The same, which computes logits once, as far as there is room for them."""

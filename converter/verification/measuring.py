@@ -55,6 +55,8 @@ class Errors:
     """Positions where the reference's lead exceeds the margin."""
     classes: dict[int, Tensor] = field(default_factory=dict)
     """Rows with a log-probability that is not finite -> 1 NaN, 2 +inf, 3 -inf, 0 finite [v]."""
+    misplaced: bool = False
+    """Whether NaN and infinities are elsewhere than in the reference."""
     by_position: tuple[float, ...] = ()
     """The largest error at each position, over the batch."""
     nll: float = math.nan
@@ -89,18 +91,18 @@ class Rows:
     KL; the largest |logit| or |logsumexp|; how many elements were compared; how far the reference's
     most likely token is ahead, and whether the run agrees; -log p(next token) of both."""
     classes: dict[int, Tensor]
+    misplaced: set[int]
+    """Rows whose NaN and infinities are elsewhere than the reference's."""
 
     def part(self, batch: int, length: int) -> Rows:
         """Of the first `batch` sequences, the first `length` positions."""
         row, position = np.divmod(self.rows, self.length)
         wanted = (row < batch) & (position < length)
         rows = row * length + position
-        classes = {
-            r // self.length * length + r % self.length: kinds
-            for r, kinds in self.classes.items()
-            if r // self.length < batch and r % self.length < length
-        }
-        return Rows(length, rows[wanted], self.columns[wanted], classes)
+        kept = dict(zip(self.rows[wanted].tolist(), rows[wanted].tolist(), strict=True))
+        classes = {kept[r]: kinds for r, kinds in self.classes.items() if r in kept}
+        misplaced = {kept[r] for r in self.misplaced if r in kept}
+        return Rows(length, rows[wanted], self.columns[wanted], classes, misplaced)
 
     def errors(self, margin: float = 0.0) -> Errors:
         """All positions together. `margin`: see `Errors.top1_agreement`."""
@@ -121,6 +123,7 @@ class Rows:
             compared=compared,
             decided=int(decisive.sum()),
             classes=self.classes,
+            misplaced=bool(self.misplaced),
             by_position=tuple(by_position.tolist()),
             nll=float(of["nll"][followed].mean()) if followed.any() else math.nan,
             reference_nll=float(of["true_nll"][followed].mean()) if followed.any() else math.nan,
@@ -167,7 +170,7 @@ def measure_rows(reference: Truth, index: int, runs: Sequence[Tensor | Logits]) 
                     tally.add(exact, other.to(torch.float64))
     every = torch.cat(compared).numpy()
     return [
-        Rows(tokens.shape[1], every, np.concatenate(tally.columns), tally.classes)
+        Rows(tokens.shape[1], every, np.concatenate(tally.columns), tally.classes, tally.misplaced)
         for tally in tallies
     ]
 
@@ -183,6 +186,7 @@ class _Tally:
 
     columns: list[NDArray[np.float64]] = field(default_factory=list)
     classes: dict[int, Tensor] = field(default_factory=dict)
+    misplaced: set[int] = field(default_factory=set)
 
     def add(self, exact: Exact, logits: Tensor) -> None:
         """logits: the run's, float64 [rows, v]."""
@@ -200,7 +204,7 @@ class _Tally:
         # Where both are finite, so is their difference; and an infinity makes the sum infinite.
         if not math.isfinite(float((error if exact.weights is None else q).sum())):
             usable = some.isfinite() & exact.logp.isfinite()
-            self._note_classes(exact.rows, q)
+            self._note_classes(exact, q)
             error, weighted = error.where(usable, 0.0), weighted.where(usable, 0.0)
             compared = usable.sum(-1).to("cpu", torch.float64)
         error = error.abs()
@@ -214,9 +218,18 @@ class _Tally:
         stacked = torch.stack([column.to("cpu", torch.float64) for column in columns], -1)
         self.columns.append(stacked.numpy())
 
-    def _note_classes(self, rows: Tensor, q: Tensor) -> None:
+    def _note_classes(self, exact: Exact, q: Tensor) -> None:
         import torch
 
-        for row in (~q.isfinite()).any(-1).nonzero().flatten().tolist():
-            kinds = q[row].isnan() * 1 + q[row].isposinf() * 2 + q[row].isneginf() * 3
-            self.classes[int(rows[row])] = kinds.to("cpu", torch.uint8)
+        kinds = _kinds(q)
+        for row in kinds.any(-1).nonzero().flatten().tolist():
+            self.classes[int(exact.rows[row])] = kinds[row].to("cpu", torch.uint8)
+        # Where only some columns are known of the reference, all of it is finite.
+        expected = _kinds(exact.logp) if exact.columns is None else 0
+        elsewhere = (kinds != expected).any(-1)
+        self.misplaced |= set(exact.rows[elsewhere.to(exact.rows.device)].tolist())
+
+
+def _kinds(values: Tensor) -> Tensor:
+    """1 NaN, 2 +inf, 3 -inf, 0 finite."""
+    return values.isnan() * 1 + values.isposinf() * 2 + values.isneginf() * 3

@@ -31,6 +31,9 @@ Größe, naïve café, 東京, Ελλάδα — and\ttabs  and   spaces…
 """
 
 
+_VOCABULARY = "vocabulary"
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """A batch of token sequences of one length.
@@ -49,6 +52,11 @@ class Probe:
     runtimes that have a cache; the result must be that of one pass."""
     text: bool = False
     """Whether the tokens are a text, so that its perplexity means something."""
+
+    @property
+    def of_vocabulary(self) -> bool:
+        """Whether it is of those that hold every token together."""
+        return self.name.startswith(_VOCABULARY)
 
     @property
     def positions(self) -> np.ndarray:
@@ -187,7 +195,7 @@ def _vocabulary(config: NeoConfig, seed: int, effort: Effort) -> Iterator[Probe]
     batch = max(1, MAX_LOGITS // (length * config.d_vocab))
     for start in range(0, rows, batch):
         count = -(-rows // batch)
-        name = "vocabulary" if count == 1 else f"vocabulary {start // batch + 1} of {count}"
+        name = _VOCABULARY if count == 1 else f"{_VOCABULARY} {start // batch + 1} of {count}"
         yield Probe(name, order[start : start + batch])
 
 

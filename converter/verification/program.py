@@ -143,18 +143,24 @@ def floor_in_float64(floors: Sequence[Floor]) -> Floor:
 
 
 def few_of(config: NeoConfig, probes: Sequence[Probe]) -> dict[int, Probe]:
-    """By their place: the longest, one with padding, and one with a cache, a few steps of it.
-    (What is behind a position changes nothing at it.) A large model runs the first."""
-    plain = [(i, p) for i, p in enumerate(probes) if p.mask is None and p.prefill is None]
+    """By their place: the longest, one with padding, and one with a cache, a few steps of it; and
+    those of every token, where there are such: some faults show on one token alone.
+    (What is behind a position changes nothing at it.) A large model runs the first, and these."""
+    every_token = {i: p for i, p in enumerate(probes) if p.of_vocabulary}
+    plain = [
+        (i, p)
+        for i, p in enumerate(probes)
+        if p.mask is None and p.prefill is None and i not in every_token
+    ]
     short = [(i, p) for i, p in plain if p.tokens.shape[1] <= _LONG] or plain[:1]
     few = dict([max(short, key=lambda found: found[1].tokens.shape[1])] if short else [])
     if few and cost(config, 1) > _LARGE:
-        return few
+        return few | every_token
     kinds = [(p.mask is not None, p.prefill is not None) for p in probes]
     for kind in ((True, False), (False, True), (True, True)):
         if kind in kinds:
             few[kinds.index(kind)] = probes[kinds.index(kind)]
-    return {i: _fewer_steps(config, p) for i, p in few.items()}
+    return {i: _fewer_steps(config, p) for i, p in few.items()} | every_token
 
 
 def _fewer_steps(config: NeoConfig, probe: Probe) -> Probe:
@@ -175,14 +181,9 @@ def _measured(runtime: Runtime, reference: Reference) -> list[ProgramProbe]:
             continue
         logits = exactly(runtime.exact_logits, probe)
         (run,) = measure(reference.exact, index, [logits])
-        ratio, finite = run.ratio(reference.floor), run.compared
-        real = probe.tokens.size if probe.mask is None else int(probe.mask.sum())
-        if finite < real * logits.shape[-1]:  # NaN and infinities
-            true = reference.exact.itself(index)
-            # They belong where the reference has them.
-            ratio, finite = ratio if run.same_classes(true) else math.inf, true.compared
+        ratio = math.inf if run.misplaced else run.ratio(reference.floor)
         found.append(ProgramProbe(probe.name, run.max_abs, reference.floor.max_abs, ratio))
-        compared += finite
+        compared += run.compared + run.misplaced
     if not found:
         raise NotComparable("it has not what the probes need")
     if not compared:

@@ -7,6 +7,7 @@ sides, and what storage rounding costs is computed, not allowed for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,7 +130,11 @@ class _Worst:
     @staticmethod
     def of(errors: Sequence[Errors], floors: Sequence[Floor], probes: Sequence[Probe]) -> _Worst:
         found = [
-            _Worst(probe.name, error.max_abs, error.ratio(floor))
+            _Worst(
+                probe.name,
+                error.max_abs,
+                math.inf if error.misplaced else error.ratio(floor),
+            )
             for error, floor, probe in zip(errors, floors, probes, strict=True)
         ]
         return max(found, key=lambda worst: worst.ratio)

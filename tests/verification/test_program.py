@@ -643,11 +643,14 @@ def test_the_last_bit_of_float64_is_seen(layout: Layout, precise: Path, tmp_path
 
 def test_few_probes_are_the_first_of_their_kinds_cut_short(original: Checkpoint) -> None:
     few = few_of(original.config, standard_probes(original.config))
-    kinds = [(p.mask is not None, p.prefill is not None) for p in few.values()]
+    *firsts, every_token = few.values()
+    kinds = [(p.mask is not None, p.prefill is not None) for p in firsts]
     assert kinds == [(False, False), (True, False), (False, True), (True, True)]
+    assert np.unique(every_token.tokens).size == original.config.d_vocab
     for probe in few.values():
         if probe.prefill is not None:
             assert probe.prefill < WINDOW < probe.tokens.shape[1]
             assert probe.mask is None or probe.mask.shape == probe.tokens.shape
     large = replace(original.config, d_mlp=10**8)
-    assert len(few_of(large, standard_probes(original.config))) == 1
+    assert len(few_of(large, standard_probes(original.config))) == 2
+    assert len(few_of(large, standard_probes(original.config, effort="quick"))) == 1

@@ -13,6 +13,8 @@ from tests.verification.small import ULPS, judge, smaller
 SCALED: tuple[tuple[str, Artifact], ...] = (
     ("heads of W_K permuted", "hf"),
     ("b_out dropped", "baked"),
+    ("a token's embedding is its neighbour's", "baked"),
+    ("NaN in a token's embedding", "hf"),
     ("epsilon 1e-6", "onnx"),
     ("graph: scores halved", "onnx"),
     ("graph: epsilon 1e-6 in one LayerNorm", "onnx"),
