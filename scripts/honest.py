@@ -12,9 +12,11 @@ import gc
 import multiprocessing
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -191,6 +193,7 @@ def row(kind: str, found: list[Honest]) -> str:
 
 def ready() -> None:
     """A process that verifies for a long time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()  # verification collects garbage twice; the libraries are none
 
@@ -208,7 +211,11 @@ def of_seed(seed: int, recorded: bool) -> Honest:
 def main(count: int, start: int, recorded: bool, jobs: int) -> None:
     found: list[Honest] = []
     make = partial(of_seed, recorded=recorded)
-    with multiprocessing.get_context("spawn").Pool(jobs, ready) as pool:
+    # Ctrl-C ends it with what there is.
+    with (
+        multiprocessing.get_context("spawn").Pool(jobs, ready) as pool,
+        suppress(KeyboardInterrupt),
+    ):
         for each in pool.imap(make, range(start, start + count)):
             found.append(each)
             print(f"\rseed {each.seed} ", end="", file=sys.stderr, flush=True)
@@ -221,7 +228,7 @@ def main(count: int, start: int, recorded: bool, jobs: int) -> None:
     names = ("transformer-lens", "transformers", "torch", "onnxruntime")
     click.echo(
         f"\nRatios to float32's own noise, by probe; {MAX_RATIO:g} are allowed. Seeds {start} to"
-        f" {start + count - 1}, weights and function.\n{datetime.date.today()},"
+        f" {start + len(found) - 1}, weights and function.\n{datetime.date.today()},"
         f" {platform.machine()}, Python {platform.python_version()},"
         f" {', '.join(f'{name} {installed(name)}' for name in names)}"
     )
