@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint import Checkpoint
-from converter.checkpoint.hf_config import to_hf
+from converter.checkpoint.hf_config import ties, to_hf
 from converter.checkpoint.reader import as_torch
 from converter.checkpoint.tl_config import to_tl
 from converter.dtypes import NAMES
@@ -101,7 +101,7 @@ def hooked_model(
     state: State | None = None,
 ) -> Any:
     """HookedTransformer(cfg) with the file's weights, in `dtype` or the dtype that cfg states.
-    `state`: see `hf_model`."""
+    Those that have it already stay where they are: in the file, mapped. `state`: see `hf_model`."""
     require_docstrings()
     import torch
 
@@ -129,7 +129,9 @@ def hooked_model(
         words = lens_tokenizer(checkpoint) if tokenizer else None
         model = HookedTransformer(HookedTransformerConfig.from_dict(cfg), tokenizer=words)
         state = state_dict(checkpoint) if state is None else state
-        result = model.load_state_dict(state, strict=False)
+        own = model.state_dict()
+        held = {n: t.to(own[n].device, own[n].dtype) if n in own else t for n, t in state.items()}
+        result = model.load_state_dict(held, strict=False, assign=True)
     # TransformerLens 3.5 and later may leave identity LayerNorms in folded files.
     identity = {
         name
@@ -159,7 +161,8 @@ def bridge_model(
     state: State | None = None,
 ) -> Any:
     """TransformerBridge around the architecture that config.json describes, weights loaded.
-    `state`: see `hf_model`.
+    If none are tied, those that have its dtype already stay in the file, mapped. `state`: see
+    `hf_model`.
 
     Raises:
         TensorMismatch: the bridge does not hold what was loaded into it (config.json ties
@@ -170,6 +173,8 @@ def bridge_model(
 
     dtype = dtype or getattr(torch, NAMES[checkpoint.dtype])
     tokenizer = lens_tokenizer(checkpoint)
+    # Weights that are put in place of tied ones would no longer be tied, as a user's are.
+    mapped = state is None and not ties(checkpoint.source.hf_config)
     state = state_dict(checkpoint) if state is None else state
     with quiet():
         from transformer_lens.model_bridge import TransformerBridge
@@ -190,9 +195,10 @@ def bridge_model(
             bridge.enable_compatibility_mode()
         # TL 3.9 makes the biases in float32. The bridge's own `to` lists its weights once for each.
         torch.nn.Module.to(bridge, device=device, dtype=dtype)
-        bridge.load_state_dict(state, strict=True)
+        state = {name: tensor.to(device, dtype) for name, tensor in state.items()}
+        bridge.load_state_dict(state, strict=True, assign=mapped)
         held = bridge.state_dict()
-        wrong = [n for n, t in state.items() if not _equal(held[n].cpu(), t.to(dtype))]
+        wrong = [n for n, t in state.items() if not _equal(held[n], t)]
     if wrong:
         raise TensorMismatch(
             f"TransformerBridge does not hold the weights loaded into it: {', '.join(wrong[:4])}.",

@@ -41,7 +41,8 @@ def load_hooked(directory: str | Path, device: str | None = None) -> Any:
     )
     from converter.verification.libraries import hooked_model
 
-    return hooked_model(checkpoint, resolve_device(device), tokenizer=True)
+    state = _owned(checkpoint)
+    return hooked_model(checkpoint, resolve_device(device), tokenizer=True, state=state)
 
 
 def load_bridge(directory: str | Path, device: str | None = None) -> Any:
@@ -55,7 +56,7 @@ def load_bridge(directory: str | Path, device: str | None = None) -> Any:
     require_bridge(directory, "Use converter.to_hooked(directory), or upgrade transformer-lens.")
     from converter.verification.libraries import bridge_model
 
-    return bridge_model(checkpoint, resolve_device(device))
+    return bridge_model(checkpoint, resolve_device(device), state=_owned(checkpoint))
 
 
 def require_hooked(what: object, do: str) -> None:
@@ -122,6 +123,13 @@ def _opened(directory: str | Path, layout: Layout) -> Checkpoint:
             do=f"Use converter.to_{layout}(directory), which opens every layout.",
         )
     return checkpoint
+
+
+def _owned(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """What is loaded, in memory: a user's model is no part of a file that may be written again."""
+    from converter.verification.libraries import state_dict
+
+    return {name: tensor.clone() for name, tensor in state_dict(checkpoint).items()}
 
 
 def installed(package: str) -> str:

@@ -62,6 +62,28 @@ def test_runs_every_layout_and_dtype_in_float32(
     assert runtime.what.startswith(what)
 
 
+@needs_hooked
+def test_weights_stay_in_their_file_unless_the_model_is_the_users(
+    original: Checkpoint, there: Path
+) -> None:
+    write_as(original, there, "hooked")
+
+    def addresses() -> list[tuple[int, int]]:
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+        of_it = [
+            line[0].split("-") for line in lines if line[-1] == str(there / "model.safetensors")
+        ]
+        return [(int(start, 16), int(end, 16)) for start, end in of_it]
+
+    runtime, mine = open_runtime(open_checkpoint(there)), load_hooked(there)
+    assert isinstance(runtime, Library)
+    inside = [
+        any(start <= model.blocks[0].mlp.W_in.data_ptr() < end for start, end in addresses())
+        for model in (runtime.model, mine)
+    ]
+    assert inside == [True, False]
+
+
 @pytest.mark.parametrize("layout", ["hf", "hooked", "bridge"])
 def test_runs_a_bare_weight_file(original: Checkpoint, there: Path, layout: Layout) -> None:
     write_as(original, there, layout)
