@@ -19,6 +19,7 @@ import onnx
 
 from converter.checkpoint import Checkpoint, NeoConfig
 from converter.choices import Effort
+from converter.errors import BadInput
 from converter.layout import EMBEDDING, HEAD
 from converter.verification import verify
 from converter.verification.program import MAX_TIMES
@@ -171,10 +172,13 @@ def judge(workshop: Workshop, fault: Fault, artifact: Artifact) -> Small | None:
             return None
         change = workshop.change_in_float64(fault, artifact, spoiled)
         for effort in get_args(Effort)[1:]:
-            with fault.software() if fault.software else contextlib.nullcontext():
-                result = verify(
-                    workshop.original, spoiled, checks=["function"], device="cpu", effort=effort
-                )
+            try:
+                with fault.software() if fault.software else contextlib.nullcontext():
+                    result = verify(
+                        workshop.original, spoiled, checks=["function"], device="cpu", effort=effort
+                    )
+            except BadInput:  # its software refuses it, so that nothing is left to be measured
+                return Small(fault, artifact, change, math.inf, None, effort)
             links = [e for e in result.evidence if e.link in ("program", "route")]
             times = [e.times for e in links if e.times is not None]
             if set(result.problems) - {e.problem for e in result.evidence}:
