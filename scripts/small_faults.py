@@ -36,6 +36,7 @@ def main(models: tuple[str, ...], artifacts: tuple[Artifact, ...], only: str, sh
     all_ = [*(fault for fault in made if fault), *ULPS]
     faults = [f for f in all_ if only in f.name and set(f.on) & set(artifacts)]
     cells = run(models, faults, artifacts, judge)
+    faults = [fault for fault in faults if any(name == fault.name for name, _ in cells)]
     click.echo(table(cells, faults, artifacts, cell, lambda small: small.unit))
     outcomes = [(model, small) for found in cells.values() for model, small in found]
     wrong = [(model, small) for model, small in outcomes if small.wrong]

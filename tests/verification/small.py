@@ -67,11 +67,14 @@ def _scaled(edit: Edit, share: float) -> Edit:
 def _nearer(
     config: Callable[[NeoConfig], Mapping[str, Any]], share: float, old: NeoConfig
 ) -> Mapping[str, Any]:
-    return {
+    found = {
         name: (was := getattr(old, name)) + share * (value - was)
         for name, value in config(old).items()
         if name in _NUMBERS
     }
+    if not found:
+        raise NothingChanges
+    return found
 
 
 def _blended(edit: Callable[[Graph], None], share: float) -> Callable[[Graph], None]:
