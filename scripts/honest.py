@@ -209,6 +209,7 @@ def of_seed(seed: int, recorded: bool) -> Honest:
 @click.option("--recorded", is_flag=True, help="Verify by a reference file of the original.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 def main(count: int, start: int, recorded: bool, jobs: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even where it was started with &
     found: list[Honest] = []
     make = partial(of_seed, recorded=recorded)
     # Ctrl-C ends it with what there is.
